@@ -1,0 +1,179 @@
+"""The composition root: reads as the start-up order, and its reverse as the stop. The only place that wires things."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+
+import structlog
+from litestar import Litestar, Response, get
+from litestar.config.cors import CORSConfig
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
+from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
+
+from gateway.browser import Linking, link_routes
+from gateway.deliveries import StoreUnavailable
+from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.intake import Intake
+from gateway.mappings import load_mappings
+from gateway.sealing import Sealer
+from gateway.settings import Settings
+from gateway.store.sqlite import SqliteStore
+from gateway.webhooks import webhooks_route
+
+LINKS_PER_MINUTE = 120
+"""Requests to /link that one client address may make."""
+HOUSEKEEPING = 600.0
+"""Seconds between two rounds of retention."""
+
+_LOG = structlog.get_logger(__name__)
+
+
+def now_ms() -> int:
+    """The wall clock, in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def create_app(
+    settings: Settings,
+    clock: Callable[[], int] = now_ms,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> Litestar:
+    """Build the gateway. It holds the store from here until its lifespan ends.
+
+    Raises `SettingsError`, `MappingErrors` and `StoreMismatch` with what to do about each.
+    """
+    mappings = load_mappings(settings.mappings, settings.environment)
+    sealer = Sealer(settings.master_key())
+    store = SqliteStore.open(settings.store_path, sealer.fingerprint())
+
+    senders = {name: HttpSender(each.concurrency) for name, each in mappings.destinations.items()}
+    loops = {
+        name: DeliveryLoop(
+            name, partial(mappings.destinations.__getitem__, name), store, sealer, sender, clock, uniform
+        )
+        for name, sender in senders.items()
+    }
+
+    def wake(destinations: frozenset[str]) -> None:
+        for name in destinations & loops.keys():
+            loops[name].wake()
+
+    forward_tests = settings.test_events == "forward"
+    intake = Intake(store, sealer, lambda: mappings, clock, wake, forward_tests=forward_tests)
+    browser_subjects = frozenset(name for source in mappings.sources.values() for name in source.browser_subjects)
+    linking = Linking(
+        store,
+        sealer,
+        lambda: browser_subjects,
+        settings.link_secret,
+        frozenset(settings.link_origins),
+        clock,
+        wake,
+    )
+    workers: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def running(app: Litestar) -> AsyncIterator[None]:
+        for name, loop in loops.items():
+            workers[name] = asyncio.create_task(loop.run(), name=f"deliver to {name}")
+        keeper = asyncio.create_task(_keep_house(app, store, settings.retention, clock))
+        _LOG.info("started", sources=list(mappings.sources), destinations=list(loops), store=settings.store)
+        try:
+            yield
+        finally:
+            await asyncio.gather(*(loop.stop() for loop in loops.values()))
+            keeper.cancel()
+            await asyncio.gather(*workers.values(), keeper, return_exceptions=True)
+            await asyncio.gather(*(sender.close() for sender in senders.values()))
+            await store.close()
+            _LOG.info("stopped")
+
+    origins = list(settings.link_origins)
+    return Litestar(
+        route_handlers=[
+            webhooks_route(intake, settings.max_body),
+            *link_routes(linking, LINKS_PER_MINUTE),
+            *health_routes(store, workers),
+        ],
+        lifespan=[running],
+        plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={HTTPException: _problem}))],
+        cors_config=CORSConfig(allow_origins=origins, allow_methods=["POST"], allow_headers=["content-type"])
+        if origins
+        else None,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _problem(error: HTTPException) -> ProblemDetailsException:
+    return ProblemDetailsException(
+        status_code=error.status_code,
+        title=HTTPStatus(error.status_code).phrase,
+        detail=error.detail,
+        headers=error.headers,
+    )
+
+
+async def replay_stored(settings: Settings, id: str) -> int:
+    """Replay the stored webhooks that their sender calls `id`, beside a running gateway. Returns how many there were.
+
+    Raises what `create_app` raises, and `StoreUnavailable`.
+    """
+    mappings = load_mappings(settings.mappings, settings.environment)
+    sealer = Sealer(settings.master_key())
+    store = SqliteStore.open(settings.store_path, sealer.fingerprint(), exclusive=False)
+    forward_tests = settings.test_events == "forward"
+    # Nobody to wake: the gateway that serves this store looks for work of others by itself.
+    intake = Intake(store, sealer, lambda: mappings, now_ms, lambda _: None, forward_tests=forward_tests)
+    replayed = 0
+    try:
+        for number in await store.find(id):
+            stored = await store.webhook(number)
+            if stored is not None and stored.sealed is not None:
+                await intake.replay(stored)
+                replayed += 1
+    finally:
+        await store.close()
+    return replayed
+
+
+def health_routes(store: SqliteStore, workers: Mapping[str, asyncio.Task[None]]) -> list[HTTPRouteHandler]:
+    """Return /livez, which says that the process answers, and /readyz, which says whether it can do its work."""
+
+    @get("/livez", sync_to_thread=False)
+    def livez() -> dict[str, bool]:
+        return {"alive": True}
+
+    @get("/readyz")
+    async def readyz() -> Response[dict[str, object]]:
+        stopped = sorted(name for name, worker in workers.items() if worker.done())
+        checks = {
+            "store": await store.probe() or "ok",
+            "mappings": "ok",
+            "workers": f"stopped: {', '.join(stopped)}" if stopped else "ok",
+        }
+        ready = all(state == "ok" for state in checks.values())
+        return Response(
+            {"ready": ready, "checks": checks},
+            status_code=HTTP_200_OK if ready else HTTP_503_SERVICE_UNAVAILABLE,
+        )
+
+    return [livez, readyz]
+
+
+async def _keep_house(app: Litestar, store: SqliteStore, retention: int, clock: Callable[[], int]) -> None:
+    """Apply retention, and forget the clients that the rate limit knew."""
+    while True:
+        try:
+            if purged := await store.purge(clock(), retention):
+                _LOG.info("purged", webhooks=purged)
+            await app.stores.get("rate_limit").delete_expired()  # type: ignore[attr-defined]
+        except StoreUnavailable as error:
+            _LOG.warning("store_unavailable", during="retention", error=str(error))
+        await asyncio.sleep(HOUSEKEEPING)

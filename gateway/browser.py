@@ -1,0 +1,236 @@
+"""POST /link: what a page, or the backend behind it, says about who its visitor is.
+
+Who may link what:
+
+* a backend, with `Authorization: Bearer $GATEWAY_LINK_SECRET`: any subject
+* a page with a token that the backend signed for its user: that user
+* any page: subjects that the mapping marks `browser: true`, because nobody can guess their values
+
+Nothing else: a page that could name any user could claim other people's payments.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jwt
+import msgspec
+from litestar import Request, post
+from litestar.exceptions import (
+    ClientException,
+    NotAuthorizedException,
+    PermissionDeniedException,
+    ServiceUnavailableException,
+)
+from litestar.handlers import HTTPRouteHandler
+from litestar.middleware.rate_limit import RateLimitConfig
+from litestar.status_codes import HTTP_204_NO_CONTENT
+from msgspec import Struct
+
+from gateway.deliveries import StoreUnavailable
+from gateway.events import ProductIds, Visitor
+from gateway.identity import normalise_subject
+from gateway.links import LINKS_FOR, Links, seal_visitor
+from gateway.sealing import Sealer, Secret
+
+MAX_BODY = 16_384
+MAX_ID = 256
+MAX_ENTRIES = 20
+MAX_TOKEN_LIFE = 86_400
+"""Seconds. A token is for one visit; a longer-lived one would be a password in a page."""
+LEEWAY = 30
+"""Seconds by which the clocks of backend and gateway may differ."""
+AUDIENCE = "gateway"
+
+Text = str | int
+
+
+class LinkRequest(Struct, frozen=True):
+    """The body of POST /link. `ids` is per product; the camel-case spellings are taken too."""
+
+    visitor_id: str | None = None
+    session_id: str | None = None
+    visitorId: str | None = None  # noqa: N815 -- the spelling of JavaScript
+    sessionId: str | None = None  # noqa: N815
+    ids: dict[str, ProductIds] = {}
+    click_ids: dict[str, str] = {}
+    subjects: dict[str, Text | None] = {}
+    token: str | None = None
+
+
+class Linking:
+    """Decides who may link what, and stores it."""
+
+    def __init__(
+        self,
+        store: Links,
+        sealer: Sealer,
+        browser_subjects: Callable[[], frozenset[str]],
+        secret: Secret,
+        origins: frozenset[str],
+        clock: Callable[[], int],
+        wake: Callable[[frozenset[str]], None],
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._browser_subjects = browser_subjects
+        self._secret = secret
+        self._origins = origins
+        self._clock = clock
+        self._wake = wake
+
+    def is_backend(self, authorization: str | None) -> bool:
+        """Say whether a request bears the link secret. Constant time, whatever was sent."""
+        if not authorization or not self._secret:
+            return False
+        scheme, _, credentials = authorization.partition(" ")
+        return scheme.lower() == "bearer" and self._secret.matches(credentials.strip())
+
+    async def link(self, body: bytes, authorization: str | None, origin: str | None) -> None:
+        """Store the links that a request asks for, and release what waited for them.
+
+        Raises Litestar's exceptions: 400 for what cannot be read, 401 for a wrong secret or token, 403 for what
+        this caller may not link, 503 when the store is down.
+        """
+        request = _read(body)
+        if self.is_backend(authorization):
+            subjects = {name: str(value) for name, value in request.subjects.items() if value is not None}
+        elif authorization:
+            raise NotAuthorizedException(detail="this is not the GATEWAY_LINK_SECRET of this gateway")
+        else:
+            subjects = self._subjects_of_page(request, origin)
+        keys = self._keys(subjects)
+        if not keys:
+            raise ClientException(
+                detail="there is no subject to link: send `subjects`, or a `token` that names the user"
+            )
+        now = self._clock()
+        parts = seal_visitor(_visitor(request), keys, now, self._sealer, learned=False)
+        if not parts:
+            raise ClientException(
+                detail="there is nothing to link it to: send `visitor_id`, `session_id`, `ids` or `click_ids`"
+            )
+        try:
+            self._wake(await self._store.link(parts, now + LINKS_FOR, now))
+        except StoreUnavailable:
+            raise ServiceUnavailableException(
+                detail="the store cannot take it now; send it again later", headers={"Retry-After": "5"}
+            ) from None
+
+    def _subjects_of_page(self, request: LinkRequest, origin: str | None) -> dict[str, str]:
+        if origin is not None and origin not in self._origins:
+            raise PermissionDeniedException(detail="GATEWAY_LINK_ORIGINS does not list the origin of this page")
+        subjects = {name: str(value) for name, value in request.subjects.items() if value is not None}
+        if request.token is not None:
+            user = read_token(request.token, self._secret, self._clock() // 1000)
+            if subjects.setdefault("user", user) != user:
+                raise PermissionDeniedException(detail="the token names another user than `subjects.user`")
+        allowed = self._browser_subjects() | ({"user"} if request.token is not None else set())
+        if refused := sorted(set(subjects) - allowed):
+            raise PermissionDeniedException(
+                detail=f"a page may not link `{refused[0][:40]}`: send it from your backend with the link secret, "
+                "or, for the user, with a token"
+            )
+        return subjects
+
+    def _keys(self, subjects: Mapping[str, str]) -> list[bytes]:
+        if len(subjects) > MAX_ENTRIES:
+            raise ClientException(detail=f"more than {MAX_ENTRIES} subjects")
+        keys: list[bytes] = []
+        for name, value in subjects.items():
+            _check(name, "a subject's name")
+            _check(value, f"subject `{name}`")
+            if (normal := normalise_subject(name, value, None)) is not None:
+                keys.append(self._sealer.subject_key(name, normal))
+        return keys
+
+
+def link_routes(linking: Linking, per_minute: int) -> list[HTTPRouteHandler]:
+    """Return the routes, at most `per_minute` requests from one client; a backend is not limited."""
+    limit = RateLimitConfig(
+        rate_limit=("minute", per_minute),
+        check_throttle_handler=lambda request: not linking.is_backend(request.headers.get("authorization")),
+    )
+
+    @post(
+        "/link",
+        status_code=HTTP_204_NO_CONTENT,
+        middleware=[limit.middleware],
+        request_max_body_size=MAX_BODY,
+    )
+    async def link(request: Request[object, object, object]) -> None:  # type: ignore[type-var]
+        authorization, origin = request.headers.get("authorization"), request.headers.get("origin")
+        await linking.link(await request.body(), authorization, origin)
+
+    return [link]
+
+
+def make_token(user: str, secret: Secret, now: int, lives: int) -> str:
+    """Return a token that lets a page link this user's visitor. `now` and `lives` are in seconds."""
+    return jwt.encode({"sub": user, "aud": AUDIENCE, "iat": now, "exp": now + lives}, secret.reveal(), "HS256")
+
+
+def read_token(token: str, secret: Secret, now: int) -> str:
+    """Return the user that a token names. Raises 401 for any token that is not ours, current and short-lived.
+
+    Rule: RFC 7519; of the algorithms only HS256, whatever the token says of itself.
+    """
+    if not secret:
+        raise NotAuthorizedException(detail="GATEWAY_LINK_SECRET is not set, so no token can be checked")
+    try:
+        claims = jwt.decode(
+            token[:4096],
+            secret.reveal(),
+            algorithms=["HS256"],
+            # The clock is ours, so times are judged below; an audience is optional, but a foreign one is refused.
+            options={
+                "require": ["exp", "sub"],
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+                "verify_aud": False,
+            },
+        )
+    except jwt.InvalidTokenError:
+        raise NotAuthorizedException(detail="the token is not signed with this gateway's link secret") from None
+    user, expires = claims["sub"], claims["exp"]
+    if not isinstance(expires, int | float) or isinstance(expires, bool) or expires + LEEWAY < now:
+        raise NotAuthorizedException(detail="the token has expired: make a new one for each page")
+    if expires > now + MAX_TOKEN_LIFE + LEEWAY:
+        raise NotAuthorizedException(detail="the token lives longer than a day: make short-lived ones")
+    audience = claims.get("aud", AUDIENCE)
+    if AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
+        raise NotAuthorizedException(detail="the token is for another audience")
+    if not isinstance(user, str) or not user:
+        raise NotAuthorizedException(detail="the token names no user in `sub`")
+    return user
+
+
+def _read(body: bytes) -> LinkRequest:
+    try:
+        return msgspec.json.decode(body, type=LinkRequest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ClientException(detail=f"the body is no link: {error}") from None
+
+
+def _visitor(request: LinkRequest) -> Visitor:
+    ids = {name: each for name, each in request.ids.items() if each.visitor_id or each.session_id}
+    visitor_id = request.visitor_id or request.visitorId
+    session_id = request.session_id or request.sessionId
+    if visitor_id or session_id:
+        ids[""] = ProductIds(visitor_id, session_id)
+    if len(ids) > MAX_ENTRIES or len(request.click_ids) > MAX_ENTRIES:
+        raise ClientException(detail=f"more than {MAX_ENTRIES} ids")
+    for name, each in ids.items():
+        if name.startswith("@"):
+            raise ClientException(detail="a product's name does not begin with `@`")
+        for text in (name, each.visitor_id or "", each.session_id or ""):
+            _check(text, "an id", may_be_empty=True)
+    clicks = {name: value for name, value in request.click_ids.items() if value}
+    for name, value in clicks.items():
+        _check(name, "the name of a click id")
+        _check(value, "a click id")
+    return Visitor(ids, clicks)
+
+
+def _check(text: str, what: str, *, may_be_empty: bool = False) -> None:
+    if len(text) > MAX_ID or not text.isprintable() or not (text or may_be_empty):
+        raise ClientException(detail=f"{what} is empty, longer than {MAX_ID} characters, or not printable")

@@ -1,0 +1,280 @@
+"""The `gateway` command. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 all is well, 1 something is wrong with what was asked about, 2 the command itself was used wrongly.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rich_click as click
+
+from gateway import __version__
+
+click.rich_click.TEXT_MARKUP = "rich"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gateway")
+def main() -> None:
+    """Payment webhooks in; attributed, privacy-safe analytics events out."""
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def _settings() -> Any:
+    from gateway.settings import SettingsError, load_settings
+
+    try:
+        return load_settings(os.environ)
+    except SettingsError as error:
+        _fail(f"error: these settings are not right:\n{error}", 2)
+
+
+def _mappings(path: Path, variables: Any) -> Any:
+    from gateway.documents import MappingErrors
+    from gateway.mappings import load_mappings
+    from gateway.settings import SettingsError
+
+    try:
+        return load_mappings(path, variables)
+    except MappingErrors as errors:
+        number = len(errors.diagnostics)
+        _fail(f"{errors}\n{number} mistake{'s' if number > 1 else ''} in {path}")
+    except SettingsError as error:
+        _fail(f"error: {error}", 2)
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Exit when the story is told: 0 if all went as expected, else 1.")
+@click.option("--port", default=0, help="Port of the demo's gateway; any free one by default.")
+def demo(once: bool, port: int) -> None:
+    """Show the whole way on this machine: link a visitor, pay, and see what the collectors get."""
+    from rich.console import Console
+
+    from gateway.demo import run
+    from gateway.telemetry import configure_logs
+
+    configure_logs(json=False, quiet=True)
+    sys.exit(0 if run(port, once=once, console=Console(highlight=False)) else 1)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8080, show_default=True)
+def serve(host: str, port: int) -> None:
+    """Run the gateway. Everything else is set in the environment; see the README's table."""
+    from gateway.app import create_app
+    from gateway.deliveries import StoreMismatch
+    from gateway.documents import MappingErrors
+    from gateway.server import server
+    from gateway.settings import SettingsError
+    from gateway.telemetry import configure_logs
+
+    configure_logs(json=not sys.stderr.isatty())
+    settings = _settings()
+    try:
+        app = create_app(settings)
+    except MappingErrors as errors:
+        _fail(str(errors))
+    except (SettingsError, StoreMismatch) as error:
+        _fail(f"error: {error}", 2)
+    server(app, host, port).run()
+
+
+@main.command()
+@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def check(path: Path | None) -> None:
+    """Check the mappings in PATH (by default those in force) and say what is on, and what is missing for the rest."""
+    settings = _settings()
+    mappings = _mappings(path or settings.mappings, settings.environment)
+    for source in mappings.sources.values():
+        state = "ready" if source.verification.keys else "no secret: every webhook gets 401"
+        click.echo(f"source       {source.name:<12} {len(source.rules):>3} rules  {source.version}  {state}")
+    for destination in (*mappings.destinations.values(), *mappings.off.values()):
+        missing = [name for name in destination.enabled_by if not settings.environment(name)]
+        state = f"off: set {', '.join(missing)}" if missing else "on"
+        click.echo(f"destination  {destination.name:<12}            {destination.version}  {state}")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("file")
+@click.option("--header", "-H", multiple=True, metavar="NAME=VALUE", help="A request header; may be repeated.")
+@click.option("--destination", "-d", help="Print the requests that would go out to this destination instead.")
+@click.option("--mappings", "path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def translate(source: str, file: str, header: tuple[str, ...], destination: str | None, path: Path | None) -> None:
+    """Print what a mapping makes of FILE (a JSON body, or the name of a bundled sample). Nothing is sent or stored."""
+    import msgspec
+
+    from gateway.dry_run import events_of, requests_of, shown
+    from gateway.sources import MalformedWebhook
+
+    settings = _settings()
+    mappings = _mappings(path or settings.mappings, _Filled(settings.environment))
+    _known(source, mappings.sources, "source")
+    body, headers = _body(source, file)
+    headers |= _pairs(header)
+    try:
+        translation = events_of(mappings, source, headers, body)
+    except MalformedWebhook as error:
+        _fail(f"error: {file}: {error}")
+    for note in translation.notes:
+        what = f"failed: {note.error}" if note.error and not note.skip else f"skipped: {note.skip} {note.error or ''}"
+        click.echo(f"rule `{note.rule or '*'}` {what}", err=True)
+    if destination is None:
+        for emission in translation.emissions:
+            click.echo(_pretty(msgspec.json.Encoder(decimal_format="number").encode(shown(emission.event))))
+    else:
+        destinations = {**mappings.destinations, **mappings.off}
+        _known(destination, destinations, "destination")
+        for request in requests_of(translation, destinations[destination]):
+            click.echo(request)
+    if any(note.error and not note.skip for note in translation.notes):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("file", required=False)
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway to post to.")
+@click.option("--secret", help="The signing secret; by default the one that the source's settings name.")
+@click.option("--header", "-H", multiple=True, metavar="NAME=VALUE", help="A request header; may be repeated.")
+def send(source: str, file: str | None, url: str, secret: str | None, header: tuple[str, ...]) -> None:
+    """Sign FILE (a JSON body, or the name of a bundled sample) and post it to a gateway.
+
+    Without FILE it lists the samples.
+    """
+    import httpx
+
+    from gateway.demo import sample_headers
+    from gateway.mappings import minified, samples
+    from gateway.signatures import SignatureError, sign
+
+    settings = _settings()
+    overridden = _Overridden(settings.environment, secret)
+    mappings = _mappings(settings.mappings, overridden)
+    _known(source, mappings.sources, "source")
+    if file is None:
+        click.echo("\n".join(samples(settings.mappings, source)) or f"there are no samples of {source}")
+        return
+    body, _ = _body(source, file)
+    body = minified(body)
+    try:
+        signature = sign(mappings.sources[source].verification, body, time.time(), f"msg_{time.time_ns()}")
+    except SignatureError:
+        _fail(f"error: no secret to sign with: give --secret, or set what `verify.secrets` of {source} names", 2)
+    headers = sample_headers(source, Path(file).name, body) | signature | _pairs(header)
+    try:
+        answer = httpx.post(f"{url.rstrip('/')}/webhooks/{source}", content=body, headers=headers, timeout=30)
+    except httpx.HTTPError as error:
+        _fail(f"error: {url} does not answer ({error}); is `gateway serve` running there?")
+    click.echo(f"{answer.status_code} {answer.text}")
+    sys.exit(0 if answer.is_success else 1)
+
+
+@main.command("link-token")
+@click.argument("user")
+@click.option("--minutes", default=15, show_default=True, type=click.IntRange(1, 1440), help="How long it is good for.")
+def link_token(user: str, minutes: int) -> None:
+    """Print a token that lets a page link the visitor of USER."""
+    from gateway.browser import make_token
+
+    settings = _settings()
+    if not settings.link_secret:
+        _fail("error: GATEWAY_LINK_SECRET is not set; make one with `openssl rand -hex 32`", 2)
+    click.echo(make_token(user, settings.link_secret, int(time.time()), minutes * 60))
+
+
+@main.command()
+@click.argument("webhook")
+def replay(webhook: str) -> None:
+    """Translate a stored webhook again under the mappings in force. WEBHOOK is its sender's id (evt_…).
+
+    What was sent stays sent; what was skipped, failed or died starts again. A running gateway delivers it.
+    """
+    from gateway.app import replay_stored
+    from gateway.deliveries import StoreMismatch
+    from gateway.documents import MappingErrors
+    from gateway.settings import SettingsError
+
+    try:
+        replayed = asyncio.run(replay_stored(_settings(), webhook))
+    except MappingErrors as errors:
+        _fail(str(errors))
+    except (SettingsError, StoreMismatch) as error:
+        _fail(f"error: {error}", 2)
+    if not replayed:
+        _fail(f"error: there is no webhook {webhook} in the store, or retention has taken its body")
+    click.echo(f"replayed {replayed} webhook{'s' if replayed > 1 else ''}; a running gateway delivers what is due")
+
+
+class _Filled:
+    """Stands in for settings that are missing, so that a dry run needs no credentials."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment = environment
+
+    def __call__(self, name: str) -> str:
+        if value := self._environment(name):
+            return str(value)
+        if name.endswith(("_URL", "_HOST")):
+            return ""  # the default of the file, if it has one
+        return "whsec_AAAA" if name.endswith("_SECRET") else f"<{name}>"
+
+
+class _Overridden:
+    """Gives every secret of a source as the one from the command line."""
+
+    def __init__(self, environment: Any, secret: str | None) -> None:
+        self._environment = environment
+        self._secret = secret
+
+    def __call__(self, name: str) -> str | None:
+        if self._secret and name.endswith("_WEBHOOK_SECRET"):
+            return self._secret
+        value: str | None = self._environment(name)
+        return value
+
+
+def _known(name: str, known: Any, what: str) -> None:
+    from gateway.documents import suggest
+
+    if name not in known:
+        hint = suggest(name, list(known)) or f"there are: {', '.join(known) or 'none'}"
+        _fail(f"error: there is no {what} `{name}`; {hint}", 2)
+
+
+def _body(source: str, file: str) -> tuple[bytes, dict[str, str]]:
+    """Return a body from a file or a bundled sample, with the headers that belong to it."""
+    from gateway.demo import sample_headers
+    from gateway.mappings import sample, samples
+
+    folder = _settings().mappings
+    body = Path(file).read_bytes() if Path(file).is_file() else sample(folder, source, file)
+    if body is None:
+        names = ", ".join(samples(folder, source)[:6])
+        _fail(f"error: {file} is neither a file nor a sample of {source}; samples are: {names} …", 2)
+    return body, sample_headers(source, Path(file).name, body)
+
+
+def _pairs(headers: tuple[str, ...]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for header in headers:
+        name, equals, value = header.partition("=")
+        if not equals:
+            _fail(f"error: --header {header}: write NAME=VALUE", 2)
+        pairs[name.strip().lower()] = value.strip()
+    return pairs
+
+
+def _pretty(data: bytes) -> str:
+    import msgspec
+
+    return msgspec.json.format(data, indent=2).decode()

@@ -1,0 +1,202 @@
+"""Deliveries: the states they go through, and what a store is asked to keep. No I/O.
+
+    accepted ─▶ waiting (for a link | on hold) ─▶ due ─▶ leased ─▶ sent
+                   │                               ▲        ├─▶ due again (failed, with what was sent)
+                   ▼                               └────────┼─▶ parked (breaker, quota, uncertain outcome)
+                skipped(reason)                             └─▶ dead(reason) ─▶ due, when replayed
+
+`pending` is waiting + due + leased + parked. A lease that runs out returns the delivery to due by itself: its
+`due_at` is the lease's end, and its `fence` has moved on, so whoever held it can no longer settle it.
+
+Bytes in these Structs are sealed (see `sealing`), except keys, which are keyed or cryptographic hashes. Times are
+milliseconds since 1970.
+"""
+
+from enum import IntEnum
+from typing import Literal
+
+from msgspec import Struct
+
+
+class State(IntEnum):
+    """States below `SENT` are pending. The numbers are stored: never renumber."""
+
+    WAITING = 1
+    DUE = 2
+    LEASED = 3
+    PARKED = 4
+    SENT = 10
+    SKIPPED = 11
+    DEAD = 12
+
+
+SkipReason = Literal[
+    "unmapped",
+    "filtered",
+    "test_event",
+    "duplicate_payment",
+    "superseded",
+    "not_routed",
+    "no_person",
+    "no_consent",
+    "pii_leak",
+    "too_old",
+    "destination_off",
+    "stale",
+    "thin_event",
+]
+
+
+class NewDelivery(Struct, frozen=True):
+    """One event for one destination, as accepted.
+
+    `skip` is set when the reason not to send is known already. `wait_until` is how long it waits for a link
+    of one of the event's subjects (0: not at all).
+    """
+
+    destination: str
+    skip: SkipReason | None = None
+    wait_until: int = 0
+
+
+class NewClaim(Struct, frozen=True):
+    """The payment that an event (or a rule that emits nothing) speaks of. `name` is the event's, None claims nothing.
+
+    `keys` are one payment from now on. `held_until` is 0 when the event does not step back for a better report.
+    """
+
+    keys: tuple[bytes, ...]
+    name: str | None = None
+    held_until: int = 0
+
+
+class NewEvent(Struct, frozen=True):
+    """A sealed event with its deliveries. `id` is its UUID as bytes; `subjects` are keys that a link may release."""
+
+    id: bytes
+    sealed: bytes
+    deliveries: tuple[NewDelivery, ...]
+    claim: NewClaim | None = None
+    subjects: tuple[bytes, ...] = ()
+
+
+class LinkPart(Struct, frozen=True):
+    """What is known of one subject's browser for one product (`part`), sealed."""
+
+    key: bytes
+    part: str
+    sealed: bytes
+    linked_at: int
+    learned: bool
+
+
+class Acceptance(Struct, frozen=True, kw_only=True):
+    """All that one webhook leaves behind, stored in one atomic step or not at all.
+
+    `key` is the duplicate key. `notes` says, as JSON and without personal data, which rules skipped or failed and
+    why. `bare_claims` tie payment keys together without an event.
+    """
+
+    key: bytes
+    source: str
+    account: str
+    type: str
+    id: str
+    occurred_at: int
+    received_at: int
+    test: bool
+    mapping: str
+    sealed: bytes
+    notes: bytes
+    events: tuple[NewEvent, ...] = ()
+    bare_claims: tuple[NewClaim, ...] = ()
+    learned: tuple[LinkPart, ...] = ()
+    links_expire_at: int = 0
+
+
+class Receipt(Struct, frozen=True):
+    """`webhook` is the store's number for it; `due` are the destinations that have work now."""
+
+    webhook: int
+    duplicate: bool
+    due: frozenset[str] = frozenset()
+
+
+class Lease(Struct, frozen=True):
+    """A delivery in somebody's hands until the lease ends. `rendered` is what an earlier try sent, if one did."""
+
+    webhook: int
+    number: int
+    fence: int
+    attempts: int
+    first_try_at: int
+    event: bytes
+    rendered: bytes | None
+
+
+class Attempt(Struct, frozen=True):
+    """One HTTP request of a delivery. `status` is 0 when none came back; `response` is sealed; `took` is in ms."""
+
+    at: int
+    took: int
+    status: int
+    outcome: str
+    response: bytes | None = None
+
+
+class Settlement(Struct, frozen=True):
+    """What becomes of a leased delivery. `rendered` is kept only for a delivery that will be tried again."""
+
+    lease: Lease
+    state: State
+    reason: str | None = None
+    due_at: int = 0
+    attempt: Attempt | None = None
+    rendered: bytes | None = None
+
+
+class StoredWebhook(Struct, frozen=True, kw_only=True):
+    """A webhook as the archive holds it."""
+
+    webhook: int
+    source: str
+    account: str
+    type: str
+    id: str
+    occurred_at: int
+    received_at: int
+    test: bool
+    mapping: str
+    notes: bytes
+    sealed: bytes | None
+
+
+class StoredDelivery(Struct, frozen=True, kw_only=True):
+    """A delivery as the archive holds it, with its attempts, oldest first."""
+
+    webhook: int
+    number: int
+    destination: str
+    event: bytes
+    state: State
+    reason: str | None
+    due_at: int
+    attempts: tuple[Attempt, ...]
+
+
+class Counts(Struct, frozen=True):
+    """Deliveries of one destination: `accepted` is always the sum of the other four."""
+
+    accepted: int
+    sent: int
+    skipped: int
+    pending: int
+    dead: int
+
+
+class StoreUnavailable(Exception):
+    """The store could not do what was asked, and has changed nothing. Trying again later is safe."""
+
+
+class StoreMismatch(Exception):
+    """The store cannot be used as configured: another key, a newer schema, or another process holds it."""

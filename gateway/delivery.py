@@ -1,0 +1,327 @@
+"""The loop of one destination: lease, render, send, judge, settle.
+
+Each destination has its own loop, client and concurrency, so a slow or dead one holds nobody else up. An event is
+rendered at its first try; a try that fails stores what was sent, and later tries send those bytes again. A request's
+deadline is far shorter than a lease, so nobody sends what somebody else has leased meanwhile.
+
+A crash between sending and settling sends again, under the same idempotency key: at least once, never lost.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+from uuid import uuid5
+
+import httpx
+import structlog
+from msgspec import Struct, structs
+
+from gateway import __version__
+from gateway.deliveries import Attempt, Lease, LinkPart, Settlement, State, StoreUnavailable
+from gateway.destinations import (
+    MAX_RESPONSE,
+    Destination,
+    Outcome,
+    Request,
+    Response,
+    Unrenderable,
+    judge,
+    pack,
+    render,
+)
+from gateway.events import Event, decode_event
+from gateway.functions import NAMESPACE
+from gateway.links import LINKS_FOR, resolve
+from gateway.pacing import backoff, retry_after
+from gateway.sealing import Sealer
+
+USER_AGENT = f"gateway/{__version__}"
+"""Never httpx's own: collectors take it for a bot, and drop the event with a 2xx."""
+LEASE = 60_000
+DEADLINE = 15.0
+"""Seconds from the first byte sent to the last byte read."""
+IDLE = 1.0
+"""Seconds between two looks at the store when nobody called: another process may have put work there."""
+
+_LOG = structlog.get_logger(__name__)
+
+
+class Outbox(Protocol):
+    """What is needed of a store to deliver."""
+
+    async def lease(self, destination: str, limit: int, now: int, until: int) -> tuple[list[Lease], int | None]:
+        """Take due deliveries until then; also return when the next one falls due."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> int:
+        """Record what became of leased deliveries; return how many were still held by their lease."""
+        ...
+
+    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
+        """Return what is linked to each of the keys, in one round trip."""
+        ...
+
+    async def link(self, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
+        """Store links and release what waited for them; return the destinations that have work now."""
+        ...
+
+
+class Sender(Protocol):
+    """What sends a request and brings back what came of it."""
+
+    async def send(self, request: Request) -> Response:
+        """Never raises because of the other side: that is in the response."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class HttpSender:
+    """Sends over pooled connections. Follows no redirects, reads at most `MAX_RESPONSE` bytes, ends by `DEADLINE`."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._client = httpx.AsyncClient(
+            headers={"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(10.0, connect=5.0),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            follow_redirects=False,
+        )
+
+    async def send(self, request: Request) -> Response:
+        """Post the request. A failure to get an answer is a response with status 0."""
+        try:
+            async with (
+                asyncio.timeout(DEADLINE),
+                self._client.stream("POST", request.url, headers=dict(request.headers), content=request.body) as answer,
+            ):
+                headers = {name.lower(): value for name, value in answer.headers.items()}
+                return Response(answer.status_code, headers, await _read(answer))
+        except TimeoutError:
+            return Response(0, error="timeout")
+        except httpx.TimeoutException as error:
+            return Response(0, error=f"timeout ({type(error).__name__})")
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
+            # The type alone: some messages quote the headers they object to, secrets included.
+            return Response(0, error=f"network ({type(error).__name__})")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+async def _read(answer: httpx.Response) -> bytes:
+    body = b""
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) >= MAX_RESPONSE:
+            break
+    return body[:MAX_RESPONSE]
+
+
+class _Item(Struct, frozen=True):
+    lease: Lease
+    event: Event
+    rendered: bytes
+
+
+class DeliveryLoop:
+    """Delivers to one destination until stopped. `destination` is asked each time, as a mapping may be swapped."""
+
+    def __init__(
+        self,
+        name: str,
+        destination: Callable[[], Destination],
+        store: Outbox,
+        sealer: Sealer,
+        sender: Sender,
+        clock: Callable[[], int],
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self.name = name
+        self._destination = destination
+        self._store = store
+        self._sealer = sealer
+        self._sender = sender
+        self._clock = clock
+        self._uniform = uniform
+        self._called = asyncio.Event()
+        self._stopping = False
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Say that there may be work."""
+        self._called.set()
+
+    async def run(self) -> None:
+        """Deliver what is due, as it falls due, until `stop`."""
+        while not self._stopping:
+            self._called.clear()
+            try:
+                pause = await self._start()
+            except StoreUnavailable as error:
+                _LOG.warning("store_unavailable", destination=self.name, error=str(error))
+                pause = IDLE
+            if pause > 0 and not self._stopping:
+                await self._idle(pause)
+
+    async def stop(self) -> None:
+        """Lease nothing more, and finish what is being sent."""
+        self._stopping = True
+        self._called.set()
+        while self._sending:
+            await asyncio.wait(self._sending)
+
+    async def step(self) -> int:
+        """Deliver what is due now; return how much that was. For whoever drives the loop by hand."""
+        leases, _ = await self._lease(self._destination(), self._destination().concurrency)
+        await self._deliver(leases)
+        return len(leases)
+
+    async def _start(self) -> float:
+        """Begin to send as much as there is room for; return how many seconds to idle after that."""
+        destination = self._destination()
+        free = destination.concurrency - len(self._sending)
+        if free <= 0:
+            return IDLE
+        leases, next_due = await self._lease(destination, free)
+        for start in range(0, len(leases), destination.max_events):
+            task = asyncio.create_task(self._deliver(leases[start : start + destination.max_events]))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+        if leases:
+            return 0
+        return IDLE if next_due is None else min(IDLE, max(0.0, (next_due - self._clock()) / 1000))
+
+    async def _lease(self, destination: Destination, requests: int) -> tuple[list[Lease], int | None]:
+        now = self._clock()
+        return await self._store.lease(self.name, requests * destination.max_events, now, now + LEASE)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._called.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The lease runs out and the delivery is due again; that it got here is a defect, so say so loudly.
+            _LOG.error("delivery_failed", destination=self.name, exc_info=error)
+
+    async def _idle(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._called.wait()
+        except TimeoutError:
+            pass
+
+    async def _deliver(self, leases: Sequence[Lease]) -> None:
+        destination = self._destination()
+        settlements: list[Settlement] = []
+        items: list[_Item] = []
+        for lease, event in await self._events(leases):
+            prepared = self._prepare(lease, event, destination)
+            if isinstance(prepared, _Item):
+                items.append(prepared)
+            else:
+                settlements.append(prepared)
+        if settlements:
+            await self._settle(settlements)
+        for batch in _batches(items, destination):
+            await self._settle(await self._try(batch, destination))
+
+    async def _events(self, leases: Sequence[Lease]) -> list[tuple[Lease, Event]]:
+        """Unseal the events; those that were not linked when they came may be by now."""
+        events = [decode_event(self._sealer.open(lease.event, b"event")) for lease in leases]
+        keys = {key for event in events if event.visitor is None for key in event.subjects.values()}
+        if not keys:
+            return list(zip(leases, events, strict=True))
+        now = self._clock()
+        found = await self._store.resolve(list(keys), now)
+        learned: list[LinkPart] = []
+        for index, event in enumerate(events):
+            if event.visitor is None:
+                resolution = resolve(event.subjects, None, found, self._sealer, now)
+                learned += resolution.learned
+                events[index] = structs.replace(event, visitor=resolution.visitor)
+        if learned:
+            await self._store.link(learned, now + LINKS_FOR, now)
+        return list(zip(leases, events, strict=True))
+
+    def _prepare(self, lease: Lease, event: Event, destination: Destination) -> _Item | Settlement:
+        if lease.rendered is not None:
+            return _Item(lease, event, self._sealer.open(lease.rendered, b"rendered"))
+        try:
+            rendered = render(event, destination)
+        except Unrenderable as error:
+            _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, event=event.id, reason=str(error))
+            return Settlement(lease, State.DEAD, f"unrenderable: {error}")
+        if isinstance(rendered, str):
+            return Settlement(lease, State.SKIPPED, rendered)
+        return _Item(lease, event, rendered)
+
+    async def _try(self, batch: Sequence[_Item], destination: Destination) -> list[Settlement]:
+        started = self._clock()
+        request = pack([item.rendered for item in batch], destination, _request_id(batch), started)
+        response = await self._sender.send(request)
+        ended = self._clock()
+        outcomes = judge(response, destination, len(batch))
+        return [
+            self._settlement(item, outcome, response, destination, started, ended)
+            for item, outcome in zip(batch, outcomes, strict=True)
+        ]
+
+    def _settlement(
+        self, item: _Item, outcome: Outcome, response: Response, destination: Destination, started: int, ended: int
+    ) -> Settlement:
+        lease = item.lease
+        kept = self._sealer.seal(response.body, b"response") if outcome.state != State.SENT and response.body else None
+        attempt = Attempt(started, ended - started, response.status, outcome.reason, kept)
+        if outcome.state == State.SENT:
+            return Settlement(lease, State.SENT, None, 0, attempt)
+        pause = max(backoff(lease.attempts + 1, self._uniform), retry_after(response.headers.get("retry-after"), ended))
+        first = lease.first_try_at or started
+        log = _LOG.bind(destination=self.name, webhook=lease.webhook, event=item.event.id, reason=outcome.reason)
+        if outcome.state == State.DEAD:
+            log.error("delivery_dead")
+            return Settlement(lease, State.DEAD, outcome.reason, 0, attempt)
+        if ended + pause > first + destination.retry_for:
+            log.error("delivery_dead", gave_up=True)
+            return Settlement(lease, State.DEAD, f"gave up: {outcome.reason}", 0, attempt)
+        log.warning("delivery_failed", attempt=lease.attempts + 1, again_in_ms=pause)
+        rendered = lease.rendered or self._sealer.seal(item.rendered, b"rendered")
+        return Settlement(lease, State.DUE, outcome.reason, ended + pause, attempt, rendered)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> None:
+        """Settle, patiently: what was sent but not settled would be sent again."""
+        deadline = self._clock() + LEASE
+        while True:
+            try:
+                held = await self._store.settle(settlements)
+            except StoreUnavailable as error:
+                if self._stopping or self._clock() > deadline:
+                    raise
+                _LOG.warning("store_unavailable", destination=self.name, error=str(error))
+                await asyncio.sleep(IDLE)
+            else:
+                if held < len(settlements):
+                    _LOG.warning("lease_lost", destination=self.name, number=len(settlements) - held)
+                return
+
+
+def _batches(items: Sequence[_Item], destination: Destination) -> Iterator[list[_Item]]:
+    """Split into requests within the destination's limits; an event over the limit by itself goes alone."""
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) == destination.max_events or size + len(item.rendered) > destination.max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.rendered) + 1
+    if batch:
+        yield batch
+
+
+def _request_id(batch: Sequence[_Item]) -> str:
+    """Return the idempotency key: the event's own id, or for a batch one made of all of them."""
+    if len(batch) == 1:
+        return batch[0].event.id
+    return str(uuid5(NAMESPACE, "|".join(item.event.id for item in batch)))

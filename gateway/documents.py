@@ -1,0 +1,209 @@
+"""YAML documents with positions, and the diagnostics that point into them. Shared by sources and destinations.
+
+A document is loaded as plain data next to a table of positions, so that every later complaint, whoever makes it,
+can say file, line and column. YAML 1.2: `on`, `yes` and the country `NO` are strings.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+T = TypeVar("T")
+Place = tuple[str | int, ...]
+Variables = Callable[[str], str | None]
+
+MAX_DEPTH = 40
+MAX_BYTES = 1_000_000
+
+
+class Diagnostic(Struct, frozen=True, order=True):
+    """One complaint about a document, 1-based, printed as a compiler would: `file:line:column: error: message`."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{self.file}:{self.line}:{self.column}: error: {self.message}{hint}"
+
+
+class MappingErrors(Exception):
+    """Every mistake found in the mapping files, in order."""
+
+    def __init__(self, diagnostics: list[Diagnostic]) -> None:
+        self.diagnostics = sorted(diagnostics)
+        super().__init__("\n".join(map(str, self.diagnostics)))
+
+
+class Document(Struct, frozen=True):
+    """Plain data from one YAML file, and where each value stands."""
+
+    file: str
+    data: object
+    positions: Mapping[Place, tuple[int, int]]
+
+    def diagnostic(self, place: Place, message: str, hint: str | None = None, offset: int = 0) -> Diagnostic:
+        """Point at `place`, or at its nearest parent; `offset` counts columns into the value."""
+        while place and place not in self.positions:
+            place, offset = place[:-1], 0
+        line, column = self.positions.get(place, (1, 1))
+        return Diagnostic(self.file, line, column + offset, message, hint)
+
+
+def parse(text: str, file: str) -> Document:
+    """Read one YAML document.
+
+    Raises `MappingErrors` on bad syntax, repeated keys, tags, aliases and excessive depth.
+    """
+    if len(text) > MAX_BYTES:
+        raise MappingErrors([Diagnostic(file, 1, 1, f"the file is larger than {MAX_BYTES:,} characters")])
+    try:
+        node = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise MappingErrors([Diagnostic(file, line, column, f"not YAML: {error.problem or error.context}")]) from None
+    except RecursionError:
+        raise MappingErrors([Diagnostic(file, 1, 1, "not YAML: nested too deeply")]) from None
+    if node is None:
+        raise MappingErrors([Diagnostic(file, 1, 1, "the file is empty")])
+    reader = _Reader(file)
+    data = reader.read(node, ())
+    if reader.diagnostics:
+        raise MappingErrors(reader.diagnostics)
+    return Document(file, data, reader.positions)
+
+
+class _Reader:
+    """Turns composed nodes into plain data, noting where each value began."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.positions: dict[Place, tuple[int, int]] = {}
+        self.diagnostics: list[Diagnostic] = []
+        self.seen: set[int] = set()
+
+    def read(self, node: Node, place: Place) -> object:
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        self.positions[place] = (line, column)
+        if len(place) > MAX_DEPTH:
+            self._complain(node, f"nested deeper than {MAX_DEPTH} levels")
+            return None
+        if isinstance(node, ScalarNode):
+            return self._scalar(node)
+        if id(node) in self.seen:
+            self._complain(node, "aliases (*name) are not supported: write the value out")
+            return None
+        self.seen.add(id(node))
+        if isinstance(node, SequenceNode):
+            return [self.read(item, (*place, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, MappingNode):
+            return self._mapping(node, place)
+        self._complain(node, "not a value that a mapping can hold")
+        return None
+
+    def _mapping(self, node: MappingNode, place: Place) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, ScalarNode) else None
+            if not isinstance(key, str):
+                self._complain(key_node, "a key must be plain text")
+            elif key in values:
+                self._complain(key_node, f"the key `{key}` appears twice")
+            else:
+                values[key] = self.read(value_node, (*place, key))
+        return values
+
+    def _scalar(self, node: ScalarNode) -> object:
+        kind, text = str(node.tag).rpartition(":")[2], node.value
+        match kind:
+            case "str" | "timestamp":
+                return text
+            case "int":
+                return int(text.replace("_", ""), 0)
+            case "float":
+                return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+            case "bool":
+                return text.lower() == "true"
+            case "null":
+                return None
+        self._complain(node, f"tags ({node.tag}) are not supported")
+        return None
+
+    def _complain(self, node: Node, message: str) -> None:
+        self.diagnostics.append(Diagnostic(self.file, node.start_mark.line + 1, node.start_mark.column + 1, message))
+
+
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+
+
+def substitute(text: str, variables: Variables) -> str:
+    """Replace `${NAME}` and `${NAME:-default}` in a text. A variable that is not set becomes its default, else ``."""
+    return _VARIABLE.sub(lambda match: variables(match[1]) or match[2] or "", text)
+
+
+_PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
+_STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[(\.\.\.)\]")
+
+
+def shape(document: Document, kind: type[T]) -> T:
+    """Turn a document into the Struct `kind`. Raises `MappingErrors` that point at the value that does not fit."""
+    try:
+        return msgspec.convert(document.data, kind)
+    except msgspec.ValidationError as error:
+        raise MappingErrors([_locate(document, str(error), kind)]) from None
+
+
+def _locate(document: Document, message: str, kind: type) -> Diagnostic:
+    place: Place = ()
+    if found := _PATH.search(message):
+        message = message[: found.start()]
+        for name, index, anything in _STEP.findall(found[1]):
+            if anything:  # msgspec does not say which key: point at the parent
+                break
+            place = (*place, int(index) if index else name)
+    hint = None
+    if unknown := re.search(r"unknown field `([^`]*)`", message):
+        place = (*place, unknown[1])
+        message = f"unknown key `{unknown[1]}`"
+        hint = suggest(unknown[1], _field_names(kind))
+    return document.diagnostic(place, message, hint)
+
+
+def _field_names(kind: type) -> list[str]:
+    """Every key that `kind` and the Structs inside it know: good enough a dictionary for a spelling hint."""
+    schema = msgspec.json.schema(kind, schema_hook=lambda _: {})
+    definitions = schema.get("$defs", {})
+    return sorted({name for each in definitions.values() for name in each.get("properties", {})})
+
+
+def suggest(word: str, known: list[str] | Mapping[str, object]) -> str | None:
+    """Return `did you mean …?` for the known word nearest to a misspelt one, if any is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean `{near[0]}`?" if near else None
+
+
+_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def duration(text: str) -> int:
+    """Return the milliseconds in `90s`, `2m`, `4h` or `30d`. Raises `ValueError` that says what to write."""
+    if (match := re.fullmatch(r"(\d{1,6})([smhd])", text.strip())) is None:
+        raise ValueError(f"`{text}` is not a duration: write a number and a unit, such as 90s, 2m, 4h or 30d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Return the YAML files of a folder, in order of their names; none when there is no such folder."""
+    return sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"} and path.is_file())

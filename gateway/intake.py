@@ -1,0 +1,184 @@
+"""The one way in, for HTTP, replay, import, the command line and the demo: read, translate, resolve, accept.
+
+`receive` returns only after the webhook and all that follows from it are durable.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct, msgpack, structs
+
+from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent, Receipt, StoredWebhook
+from gateway.destinations import route
+from gateway.events import Webhook, encode_event
+from gateway.links import LINKS_FOR, Resolution, resolve
+from gateway.mappings import Mappings
+from gateway.sealing import Sealer
+from gateway.sources import Headers, Source, read, read_verified
+from gateway.translate import Emission, Payment, Translation, event_key, translate
+
+Clock = Callable[[], int]
+"""Milliseconds since 1970."""
+
+_UNKEPT_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+
+
+class Outbox(Protocol):
+    """What is needed of a store to take webhooks in."""
+
+    async def accept(self, acceptance: Acceptance) -> Receipt:
+        """Store a webhook with all that follows from it, unless it is there already, in one atomic step."""
+        ...
+
+    async def replay(self, webhook: int, acceptance: Acceptance, now: int) -> Receipt:
+        """Put what the mappings make of a stored webhook now beside what they made of it then."""
+        ...
+
+    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
+        """Return what is linked to each of the keys, in one round trip."""
+        ...
+
+
+class UnknownSource(Exception):
+    """No mapping file defines this source."""
+
+
+class KeptRequest(Struct, frozen=True):
+    """A request as it is kept for replay, sealed."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class Received(Struct, frozen=True):
+    """The answer to a webhook: the sender's own id for it, and what the store says."""
+
+    id: str
+    receipt: Receipt
+
+
+class Intake:
+    """Takes webhooks in under the mappings in force."""
+
+    def __init__(
+        self,
+        store: Outbox,
+        sealer: Sealer,
+        mappings: Callable[[], Mappings],
+        clock: Clock,
+        wake: Callable[[frozenset[str]], None],
+        *,
+        forward_tests: bool,
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._mappings = mappings
+        self._clock = clock
+        self._wake = wake
+        self._forward_tests = forward_tests
+
+    def source(self, name: str) -> Source:
+        """Return the source of that name. Raises `UnknownSource`."""
+        try:
+            return self._mappings().sources[name]
+        except KeyError:
+            raise UnknownSource(name) from None
+
+    async def receive(self, source: str, headers: Headers, body: bytes) -> Received:
+        """Verify a request and keep it with its events and deliveries; durable on return.
+
+        Raises `UnknownSource`, `SignatureError`, `MalformedWebhook`, `StoreUnavailable`; nothing is stored then.
+        """
+        mappings = self._mappings()
+        origin = self.source(source)
+        webhook = read(headers, body, origin, self._clock())
+        acceptance = await self._accept(webhook, origin, mappings, webhook.received_at)
+        receipt = await self._store.accept(acceptance)
+        self._wake(receipt.due)
+        return Received(webhook.id, receipt)
+
+    async def replay(self, stored: StoredWebhook) -> Receipt:
+        """Translate a stored webhook again under the mappings in force.
+
+        What was sent or is pending stays as it is; what was skipped or is dead starts again. Raises `UnknownSource`,
+        `MalformedWebhook`, `StoreUnavailable`; and `ValueError` when retention has taken the body.
+        """
+        if stored.sealed is None:
+            raise ValueError(f"webhook {stored.webhook} is past retention: its body is gone")
+        kept = msgpack.decode(self._sealer.open(stored.sealed, b"webhook"), type=KeptRequest)
+        mappings, source, now = self._mappings(), self.source(stored.source), self._clock()
+        webhook = read_verified(kept.headers, kept.body, source, stored.received_at)
+        receipt = await self._store.replay(stored.webhook, await self._accept(webhook, source, mappings, now), now)
+        self._wake(receipt.due)
+        return receipt
+
+    async def _accept(self, webhook: Webhook, source: Source, mappings: Mappings, now: int) -> Acceptance:
+        translation = translate(webhook, source, mappings.profiles, self._sealer.subject_key)
+        resolution = await self._resolve(translation, now)
+        return Acceptance(
+            key=duplicate_key(webhook),
+            source=webhook.source,
+            account=webhook.account,
+            type=webhook.type,
+            id=webhook.id,
+            occurred_at=webhook.occurred_at,
+            received_at=webhook.received_at,
+            test=webhook.test,
+            mapping=source.version,
+            sealed=self._sealer.seal(_kept(webhook), b"webhook"),
+            notes=msgspec.json.encode(translation.notes),
+            events=tuple(self._event(each, resolution, mappings, now) for each in translation.emissions),
+            bare_claims=tuple(_claim(webhook, payment, None, now) for payment in translation.payments),
+            learned=resolution.learned,
+            links_expire_at=now + LINKS_FOR,
+        )
+
+    async def _resolve(self, translation: Translation, now: int) -> Resolution:
+        if not translation.subjects and translation.visitor is None:
+            return Resolution()
+        found = await self._store.resolve(list(translation.subjects.values()), now) if translation.subjects else {}
+        return resolve(translation.subjects, translation.visitor, found, self._sealer, now)
+
+    def _event(self, emission: Emission, resolution: Resolution, mappings: Mappings, now: int) -> NewEvent:
+        event = structs.replace(emission.event, visitor=resolution.visitor) if resolution.visitor else emission.event
+        waits = emission.wait_for_link and event.visitor is None and event.subjects
+        wait_until = now + emission.wait_for_link if waits else 0
+        return NewEvent(
+            id=event_key(event.id),
+            sealed=self._sealer.seal(encode_event(event), b"event"),
+            deliveries=tuple(
+                NewDelivery(name, route(event, destination, forward_tests=self._forward_tests), wait_until)
+                for name, destination in mappings.destinations.items()
+            ),
+            claim=_claim(event, emission.payment, event.name, now) if emission.payment else None,
+            subjects=tuple(event.subjects.values()) if waits else (),
+        )
+
+
+class _Scoped(Protocol):
+    @property
+    def source(self) -> str: ...
+    @property
+    def account(self) -> str: ...
+
+
+def _claim(scope: _Scoped, payment: Payment, name: str | None, now: int) -> NewClaim:
+    """Return a payment's claim; its keys mean something only within their source and account."""
+    keys = tuple(_digest("payment", scope.source, scope.account, key) for key in payment.keys)
+    return NewClaim(keys, name, now + payment.hold if payment.hold else 0)
+
+
+def duplicate_key(webhook: Webhook) -> bytes:
+    """A webhook is the same webhook when source, account, type and id agree."""
+    return _digest("webhook", webhook.source, webhook.account, webhook.type, webhook.id)
+
+
+def _digest(*parts: str) -> bytes:
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _kept(webhook: Webhook) -> bytes:
+    headers = {name: value for name, value in webhook.headers.items() if name not in _UNKEPT_HEADERS}
+    return msgpack.encode(KeptRequest(headers, webhook.body))

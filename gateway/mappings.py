@@ -1,0 +1,99 @@
+"""The mapping directory: every source and destination in it, loaded whole or not at all."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from gateway.destinations import Destination, compile_destination, enabled
+from gateway.documents import Diagnostic, Document, MappingErrors, Variables, parse, yaml_files
+from gateway.identity import PROFILES, Profile
+from gateway.sources import Source, compile_source
+
+T = TypeVar("T")
+
+
+class Mappings(Struct, frozen=True):
+    """What is in force. `destinations` are those that are on, `off` the others."""
+
+    sources: Mapping[str, Source]
+    destinations: Mapping[str, Destination]
+    off: Mapping[str, Destination]
+    profiles: tuple[Profile, ...]
+
+
+def bundled() -> Path:
+    """Return the folder of the mappings that come with the gateway."""
+    package = Path(__file__).parent
+    installed = package / "bundled"
+    return installed if installed.is_dir() else package.parent / "mappings"  # a checkout has them beside the package
+
+
+def load_mappings(path: Path, variables: Variables) -> Mappings:
+    """Load `sources/*.yaml` and `destinations/*.yaml` under `path`.
+
+    `variables` gives what `${NAME}` stands for. Raises `MappingErrors` with every mistake of every file.
+    """
+    diagnostics: list[Diagnostic] = []
+    if not (path / "sources").is_dir():
+        message = "there is no `sources` folder here: a mappings folder has `sources/` and `destinations/`"
+        raise MappingErrors([Diagnostic(str(path), 1, 1, message)])
+
+    def each(folder: str, name_of: Callable[[T], str], make: Callable[[Document, str], T]) -> dict[str, T]:
+        made: dict[str, T] = {}
+        for file in yaml_files(path / folder):
+            try:
+                document, version = read_document(file)
+                item = make(document, version)
+            except MappingErrors as errors:
+                diagnostics.extend(errors.diagnostics)
+                continue
+            if (name := name_of(item)) in made:
+                diagnostics.append(Diagnostic(str(file), 1, 1, f"`{name}` is defined in another file of {folder}/ too"))
+            made[name] = item
+        return made
+
+    def destination(document: Document, version: str) -> tuple[Destination, bool]:
+        return compile_destination(document, version, variables), enabled(document, variables)
+
+    sources = each("sources", lambda source: source.name, lambda doc, version: compile_source(doc, version, variables))
+    destinations = each("destinations", lambda pair: pair[0].name, destination)
+    if diagnostics:
+        raise MappingErrors(diagnostics)
+    on = {name: made for name, (made, is_on) in destinations.items() if is_on}
+    profiles = {profile.name: profile for profile in [PROFILES["default"], *(made.profile for made in on.values())]}
+    off = {name: made for name, (made, is_on) in destinations.items() if not is_on}
+    return Mappings(sources, on, off, tuple(profiles.values()))
+
+
+def read_document(file: Path) -> tuple[Document, str]:
+    """Return a YAML file with its version, the first 12 hex digits of its SHA-256. Raises `MappingErrors`."""
+    try:
+        content = file.read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise MappingErrors([Diagnostic(str(file), 1, 1, f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise MappingErrors([Diagnostic(str(file), 1, 1, f"is not UTF-8 (at byte {error.start})")]) from None
+    return parse(text, str(file)), hashlib.sha256(content).hexdigest()[:12]
+
+
+def sample(path: Path, source: str, name: str) -> bytes | None:
+    """Return a sample body of a source by its name, with or without `.json`; None when there is none."""
+    if "/" in name or "\\" in name:
+        return None
+    file = path / "samples" / source / (name if name.endswith(".json") else f"{name}.json")
+    return file.read_bytes() if file.is_file() else None
+
+
+def samples(path: Path, source: str) -> list[str]:
+    """Return the names of a source's samples."""
+    return sorted(file.stem for file in (path / "samples" / source).glob("*.json"))
+
+
+def minified(body: bytes) -> bytes:
+    """Return a sample as a provider would send it: without the white space that makes it readable."""
+    return msgspec.json.format(body, indent=-1)

@@ -1,0 +1,1 @@
+"""Where webhooks, deliveries, links and claims live: SQLite (embedded) or Redis."""

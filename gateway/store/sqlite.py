@@ -1,0 +1,688 @@
+"""The embedded store: one SQLite file, one gateway process.
+
+Invariants
+----------
+* What `accept` returned is on disk: `synchronous=FULL`, and results are given out after the commit
+  (`group_commit`). The duplicate check, the webhook, its claims and its deliveries are one transaction.
+* A delivery is in exactly one state. Pending ones are in the partial index `delivery_due`, whose `due_at` says when
+  somebody may lease them: for a waiting one the end of the wait, for a leased one the end of the lease.
+* A settlement counts only under the fence of its lease, so a worker that overslept cannot settle twice.
+* Keys that were ever claimed together belong to one payment. A claim is owned by its event's id, so that the same
+  event, when replayed, finds its own claim and goes on.
+
+What a crash leaves: before COMMIT nothing, after it everything. Leases outlive the process that held them; as only
+one gateway may hold the file (an advisory lock beside it), `open` returns them to due at once.
+
+Layout
+------
+`webhook` is appended in order of arrival; so are `event` and `delivery`, whose keys begin with the webhook's number.
+The duplicate check has a narrow table of its own (`seen`), as random keys into a wide one would touch a page for
+every webhook. A payment's number is its first webhook's number times 1000, plus a counter.
+
+Retention: after `retention` a webhook's body, events, deliveries and attempts go; a stub and its claims stay for
+`CLAIMS_FOR`, so that what a sender repeats late, or a reconciliation brings again, is still known.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from gateway.deliveries import (
+    Acceptance,
+    Attempt,
+    Counts,
+    Lease,
+    LinkPart,
+    NewClaim,
+    NewDelivery,
+    NewEvent,
+    Receipt,
+    Settlement,
+    State,
+    StoredDelivery,
+    StoredWebhook,
+    StoreMismatch,
+)
+from gateway.store.group_commit import GroupCommit
+
+CLAIMS_FOR = 90 * 86_400_000
+"""How long a webhook's duplicate key and a payment's claims are known, in ms. Stripe lists events for 30 days."""
+PURGE_STEP = 500
+"""Webhooks purged in one transaction: bounds how long a purge holds the writer."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE webhook (
+        webhook INTEGER PRIMARY KEY, source TEXT NOT NULL, account TEXT NOT NULL, type TEXT NOT NULL, id TEXT NOT NULL,
+        occurred_at INTEGER NOT NULL, received_at INTEGER NOT NULL, test INTEGER NOT NULL, mapping TEXT NOT NULL,
+        key BLOB NOT NULL, notes BLOB NOT NULL, sealed BLOB
+    );
+    CREATE TABLE seen (key BLOB PRIMARY KEY, webhook INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE event (
+        webhook INTEGER NOT NULL, number INTEGER NOT NULL, id BLOB NOT NULL, sealed BLOB NOT NULL,
+        PRIMARY KEY (webhook, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE delivery (
+        webhook INTEGER NOT NULL, number INTEGER NOT NULL, event INTEGER NOT NULL, destination TEXT NOT NULL,
+        state INTEGER NOT NULL, reason TEXT, due_at INTEGER NOT NULL, held_until INTEGER NOT NULL,
+        attempts INTEGER NOT NULL, first_try_at INTEGER NOT NULL, fence INTEGER NOT NULL, rendered BLOB,
+        PRIMARY KEY (webhook, number)
+    ) WITHOUT ROWID;
+    CREATE INDEX delivery_due ON delivery (destination, due_at) WHERE state < 10;
+    CREATE TABLE attempt (
+        webhook INTEGER NOT NULL, delivery INTEGER NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL,
+        took INTEGER NOT NULL, status INTEGER NOT NULL, outcome TEXT NOT NULL, response BLOB,
+        PRIMARY KEY (webhook, delivery, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE waiting (
+        key BLOB NOT NULL, webhook INTEGER NOT NULL, delivery INTEGER NOT NULL, PRIMARY KEY (key, webhook, delivery)
+    ) WITHOUT ROWID;
+    CREATE TABLE payment_key (key BLOB PRIMARY KEY, payment INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX payment_key_payment ON payment_key (payment);
+    CREATE TABLE claim (
+        payment INTEGER NOT NULL, name TEXT NOT NULL, event_id BLOB NOT NULL,
+        webhook INTEGER NOT NULL, event INTEGER NOT NULL, held_until INTEGER NOT NULL,
+        PRIMARY KEY (payment, name)
+    ) WITHOUT ROWID;
+    CREATE TABLE link (
+        key BLOB NOT NULL, part TEXT NOT NULL, sealed BLOB NOT NULL, linked_at INTEGER NOT NULL,
+        learned INTEGER NOT NULL, expires_at INTEGER NOT NULL, PRIMARY KEY (key, part)
+    ) WITHOUT ROWID;
+    CREATE INDEX link_expiry ON link (expires_at);
+    """,
+)
+"""Each entry takes the schema one version up. Never edit one that was released: append."""
+
+
+class _Claim(Struct, frozen=True):
+    payment: int
+    event_id: bytes
+    webhook: int
+    event: int
+    held_until: int
+
+
+class SqliteStore:
+    """Outbox, Links and Archive over one file."""
+
+    def __init__(self, path: Path, writer: GroupCommit, reader: sqlite3.Connection, lock: int | None) -> None:
+        self._path = path
+        self._writer = writer
+        self._reader = reader
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: bytes, *, exclusive: bool = True) -> "SqliteStore":
+        """Open or create the file, bring its schema up to date, and return the leases of a dead process to due.
+
+        `fingerprint` identifies the sealing key. `exclusive=False` is for commands beside a running gateway: they
+        share the file and leave its leases alone. Raises `StoreMismatch` when another gateway holds the file, when
+        it was written under another key or by a newer version; `sqlite3.Error` when it cannot be opened.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path) if exclusive else None
+        try:
+            setup = _connect(path)
+            setup.execute("PRAGMA journal_mode = WAL")
+            _migrate(setup)
+            _check_fingerprint(setup, fingerprint, path)
+            if exclusive:
+                setup.execute("UPDATE delivery SET state = ?, due_at = 0 WHERE state = ?", (State.DUE, State.LEASED))
+            setup.close()
+            return cls(path, GroupCommit(path, _connect), _connect(path), lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+
+    async def close(self) -> None:
+        """Store what was handed in and let go of the file."""
+        await self._writer.close()
+        self._reader.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    # Outbox: what intake and delivery need
+
+    async def accept(self, acceptance: Acceptance) -> Receipt:
+        """Store a webhook with all that follows from it, unless it is there already.
+
+        Whoever gets the receipt may answer 2xx. Raises `StoreUnavailable` when nothing was stored.
+        """
+        return await self._writer.submit(lambda connection: _accept(connection, acceptance))
+
+    async def replay(self, webhook: int, acceptance: Acceptance, now: int) -> Receipt:
+        """Put what the mappings make of a stored webhook now beside what they made of it then.
+
+        Deliveries that were sent or are pending stay; dead and skipped ones of the same event start again.
+        """
+        return await self._writer.submit(lambda connection: _replay(connection, webhook, acceptance, now))
+
+    async def lease(self, destination: str, limit: int, now: int, until: int) -> tuple[list[Lease], int | None]:
+        """Take up to `limit` due deliveries until then. Also returns when the next one falls due (None: none)."""
+        return await self._writer.submit(lambda connection: _lease(connection, destination, limit, now, until))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> int:
+        """Record what became of leased deliveries. Returns how many were still held by their lease."""
+        return await self._writer.submit(lambda connection: _settle(connection, settlements))
+
+    # Links
+
+    async def link(self, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
+        """Store links and release what waited for them. Returns the destinations that have work now.
+
+        A newer direct link replaces any; a learned one replaces only an older learned one.
+        """
+        return await self._writer.submit(lambda connection: _link(connection, parts, expires_at, now))
+
+    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
+        """Return what is linked to each of the keys, in one round trip."""
+        # On the loop's thread: a few lookups by primary key cost less than a hand-over.
+        marks = ",".join("?" * len(keys))
+        rows = self._reader.execute(
+            f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
+            (*keys, now),
+        )
+        found: dict[bytes, list[LinkPart]] = {}
+        for key, part, sealed, linked_at, learned in rows:
+            found.setdefault(key, []).append(LinkPart(key, part, sealed, linked_at, bool(learned)))
+        return found
+
+    async def forget(self, keys: Sequence[bytes]) -> int:
+        """Erase the links of these subjects. Returns how many parts there were."""
+        return await self._writer.submit(
+            lambda connection: sum(
+                connection.execute("DELETE FROM link WHERE key = ?", (key,)).rowcount for key in keys
+            )
+        )
+
+    # Archive: what the console and the command line need
+
+    async def webhooks(self, *, before: int | None = None, limit: int = 50) -> list[StoredWebhook]:
+        """Return webhooks, newest first, without their bodies; `before` is the number to go on from."""
+        rows = await self._read(
+            "SELECT webhook, source, account, type, id, occurred_at, received_at, test, mapping, notes, NULL "
+            "FROM webhook WHERE webhook < ? ORDER BY webhook DESC LIMIT ?",
+            (before if before is not None else 2**62, limit),
+        )
+        return [_stored_webhook(row) for row in rows]
+
+    async def webhook(self, number: int) -> StoredWebhook | None:
+        """Return one webhook with its sealed body, or None. The body is None when retention took it."""
+        rows = await self._read(
+            "SELECT webhook, source, account, type, id, occurred_at, received_at, test, mapping, notes, sealed "
+            "FROM webhook WHERE webhook = ?",
+            (number,),
+        )
+        return _stored_webhook(rows[0]) if rows else None
+
+    async def find(self, id: str) -> list[int]:
+        """Return the numbers of the webhooks that their sender calls `id`, newest first."""
+        rows = await self._read("SELECT webhook FROM webhook WHERE id = ? ORDER BY webhook DESC LIMIT 50", (id,))
+        return [row[0] for row in rows]
+
+    async def deliveries(self, webhook: int) -> list[StoredDelivery]:
+        """Return the deliveries of one webhook with their attempts."""
+        attempts: dict[int, list[Attempt]] = {}
+        for number, *rest in await self._read(
+            "SELECT delivery, at, took, status, outcome, response FROM attempt WHERE webhook = ? "
+            "ORDER BY delivery, number",
+            (webhook,),
+        ):
+            attempts.setdefault(number, []).append(Attempt(*rest))
+        rows = await self._read(
+            "SELECT d.webhook, d.number, d.destination, e.sealed, d.state, d.reason, d.due_at FROM delivery d "
+            "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ? ORDER BY d.number",
+            (webhook,),
+        )
+        return [
+            StoredDelivery(
+                webhook=webhook,
+                number=number,
+                destination=destination,
+                event=event,
+                state=State(state),
+                reason=reason,
+                due_at=due_at,
+                attempts=tuple(attempts.get(number, ())),
+            )
+            for webhook, number, destination, event, state, reason, due_at in rows
+        ]
+
+    async def counts(self) -> dict[str, Counts]:
+        """Count deliveries by destination from their states."""
+        rows = await self._read("SELECT destination, state, count(*) FROM delivery GROUP BY destination, state", ())
+        by_destination: dict[str, dict[int, int]] = {}
+        for destination, state, number in rows:
+            by_destination.setdefault(destination, {})[state] = number
+        return {destination: _counts(states) for destination, states in by_destination.items()}
+
+    async def purge(self, now: int, retention: int) -> int:
+        """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
+        purged = 0
+        while step := await self._writer.submit(lambda connection: _purge(connection, now, retention)):
+            purged += step
+        await self._writer.submit(lambda connection: _purge_links(connection, now))
+        return purged
+
+    async def probe(self) -> str | None:
+        """Say why the store cannot take writes, or None when it just took one."""
+        if self._writer.failed is None:
+            return None
+        try:
+            await self._writer.submit(_touch)
+        except Exception as error:
+            return str(error)
+        return None
+
+    async def _read(self, sql: str, parameters: Iterable[object]) -> list[tuple]:  # type: ignore[type-arg]
+        """Read on a thread and a connection of its own: a long list must not keep the loop."""
+
+        def run() -> list[tuple]:  # type: ignore[type-arg]
+            connection = _connect(self._path)
+            try:
+                return connection.execute(sql, tuple(parameters)).fetchall()
+            finally:
+                connection.close()
+
+        return await asyncio.to_thread(run)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=0.25, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA cache_size = -32768")
+    return connection
+
+
+def _take_lock(path: Path) -> int:
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StoreMismatch(
+            f"{path} is in use by another gateway process. Stop that one, or give this one a GATEWAY_STORE of its own."
+        ) from None
+    return lock
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        connection.rollback()
+        raise StoreMismatch(
+            f"the store has schema {version}, this gateway knows up to {len(MIGRATIONS)}: run the newer gateway again"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        for statement in script.split(";"):  # executescript would commit what came before
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+    connection.execute("COMMIT")
+
+
+def _check_fingerprint(connection: sqlite3.Connection, fingerprint: bytes, path: Path) -> None:
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('fingerprint', ?)", (fingerprint,))
+    (stored,) = connection.execute("SELECT value FROM meta WHERE name = 'fingerprint'").fetchone()
+    if stored != fingerprint:
+        raise StoreMismatch(
+            f"{path} was written under another GATEWAY_SECRET_KEY. Set the key it was written under "
+            "(beside an embedded store it is in gateway.key), or choose another GATEWAY_STORE."
+        )
+
+
+def _touch(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', x'00')")
+
+
+# accept and replay
+
+
+def _accept(connection: sqlite3.Connection, new: Acceptance) -> Receipt:
+    known = connection.execute("SELECT webhook FROM seen WHERE key = ?", (new.key,)).fetchone()
+    if known is not None:
+        return Receipt(known[0], duplicate=True)
+    webhook = connection.execute(
+        "INSERT INTO webhook VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            new.source,
+            new.account,
+            new.type,
+            new.id,
+            new.occurred_at,
+            new.received_at,
+            new.test,
+            new.mapping,
+            new.key,
+            new.notes,
+            new.sealed,
+        ),
+    ).lastrowid
+    assert webhook is not None  # noqa: S101 -- an INSERT into a rowid table has one
+    connection.execute("INSERT INTO seen VALUES (?, ?)", (new.key, webhook))
+    return _store_events(connection, webhook, new, new.received_at)
+
+
+def _store_events(
+    connection: sqlite3.Connection,
+    webhook: int,
+    new: Acceptance,
+    now: int,
+    first_event: int = 0,
+    first_delivery: int = 0,
+    first_payment: int = 0,
+) -> Receipt:
+    payments = count(first_payment or webhook * 1000)
+    numbers = count(first_delivery)
+    due: set[str] = set()
+    for claim in new.bare_claims:
+        _claim(connection, claim, None, next(payments), now)
+    for event_number, event in enumerate(new.events, first_event):
+        connection.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (webhook, event_number, event.id, event.sealed))
+        owner = _Claim(next(payments), event.id, webhook, event_number, event.claim.held_until if event.claim else 0)
+        taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, now)
+        linked = any(delivery.wait_until for delivery in event.deliveries) and _any_linked(connection, event, now)
+        for delivery in event.deliveries:
+            row = _new_delivery(event, delivery, taken=taken, linked=linked, now=now)
+            number = next(numbers)
+            connection.execute(
+                "INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL)",
+                (webhook, number, event_number, delivery.destination, *row),
+            )
+            if row[0] == State.DUE:
+                due.add(delivery.destination)
+            elif row[0] == State.WAITING and delivery.wait_until > now:
+                connection.executemany(
+                    "INSERT OR IGNORE INTO waiting VALUES (?, ?, ?)",
+                    [(key, webhook, number) for key in event.subjects],
+                )
+    _store_links(connection, new.learned, new.links_expire_at)
+    return Receipt(webhook, duplicate=False, due=frozenset(due))
+
+
+def _new_delivery(
+    event: NewEvent, delivery: NewDelivery, *, taken: bool, linked: bool, now: int
+) -> tuple[State, str | None, int, int]:
+    """Return state, reason, due_at and held_until of a delivery as accepted."""
+    if delivery.skip is not None:
+        return State.SKIPPED, delivery.skip, 0, 0
+    if taken:
+        return State.SKIPPED, "duplicate_payment", 0, 0
+    held_until = event.claim.held_until if event.claim else 0
+    # A link that came between translation and this transaction must not be waited for: it is here already.
+    wait_until = 0 if linked else delivery.wait_until
+    due_at = max(held_until, wait_until, now)
+    if due_at <= now:
+        return State.DUE, None, now, 0
+    return State.WAITING, "link" if wait_until > held_until else "hold", due_at, held_until
+
+
+def _any_linked(connection: sqlite3.Connection, event: NewEvent, now: int) -> bool:
+    return any(
+        connection.execute("SELECT 1 FROM link WHERE key = ? AND expires_at > ? LIMIT 1", (key, now)).fetchone()
+        for key in event.subjects
+    )
+
+
+def _claim(connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None, payment: int, now: int) -> bool:
+    """Make the keys one payment and, for an event, claim it. Returns whether the event may go out."""
+    payment = _unite(connection, claim.keys, payment, now)
+    if claim.name is None or owner is None:
+        return True
+    row = connection.execute(
+        "SELECT payment, event_id, webhook, event, held_until FROM claim WHERE payment = ? AND name = ?",
+        (payment, claim.name),
+    ).fetchone()
+    if row is not None and (standing := _Claim(*row)).event_id != owner.event_id:
+        if standing.held_until <= now or owner.held_until:
+            return False
+        _supersede(connection, standing)
+    connection.execute(
+        "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
+        (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until),
+    )
+    return True
+
+
+def _unite(connection: sqlite3.Connection, keys: tuple[bytes, ...], payment: int, now: int) -> int:
+    """Make `keys`, and all that were ever claimed with any of them, one payment. Returns its number."""
+    known: set[int] = set()
+    fresh: list[bytes] = []
+    for key in keys:
+        row = connection.execute("SELECT payment FROM payment_key WHERE key = ?", (key,)).fetchone()
+        known.add(row[0]) if row else fresh.append(key)
+    if known:
+        payment = max(known)  # the youngest number, as retention counts from it
+        for other in known - {payment}:
+            connection.execute("UPDATE payment_key SET payment = ? WHERE payment = ?", (payment, other))
+            _merge_claims(connection, other, payment, now)
+    connection.executemany("INSERT OR IGNORE INTO payment_key VALUES (?, ?)", [(key, payment) for key in fresh])
+    return payment
+
+
+def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now: int) -> None:
+    """Two payments turn out to be one: of two claims under one name the one that is not held stays."""
+    select = "SELECT name, payment, event_id, webhook, event, held_until FROM claim WHERE payment = ?"
+    standing = {name: _Claim(*rest) for name, *rest in connection.execute(select, (payment,))}
+    for name, *rest in connection.execute(select, (other,)).fetchall():
+        claim = _Claim(*rest)
+        if rival := standing.get(name):
+            # Held ones step back for free ones; among equals the earlier webhook wins.
+            order = sorted((claim, rival), key=lambda each: (each.held_until > now, each.webhook, each.event))
+            claim, loser = order
+            if loser.held_until > now:
+                _supersede(connection, loser)
+        connection.execute(
+            "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
+            (payment, name, claim.event_id, claim.webhook, claim.event, claim.held_until),
+        )
+    connection.execute("DELETE FROM claim WHERE payment = ?", (other,))
+
+
+def _supersede(connection: sqlite3.Connection, claim: _Claim) -> None:
+    connection.execute(
+        "UPDATE delivery SET state = ?, reason = 'superseded', due_at = 0 "
+        "WHERE webhook = ? AND event = ? AND state = ?",
+        (State.SKIPPED, claim.webhook, claim.event, State.WAITING),
+    )
+
+
+def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: int) -> Receipt:
+    """Store the new events, and let each new delivery take the place of one that did not get through."""
+    existing = connection.execute(
+        "SELECT e.id, d.destination, d.number, d.state FROM delivery d "
+        "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ?",
+        (webhook,),
+    ).fetchall()
+    settled = {(id, destination) for id, destination, _, state in existing if state <= State.SENT}
+    events = tuple(
+        NewEvent(event.id, event.sealed, kept, event.claim, event.subjects)
+        for event in new.events
+        if (kept := tuple(each for each in event.deliveries if (event.id, each.destination) not in settled))
+    )
+    renewed = {(event.id, each.destination) for event in events for each in event.deliveries}
+    for id, destination, number, state in existing:
+        if state > State.SENT and (id, destination) in renewed:
+            connection.execute("DELETE FROM delivery WHERE webhook = ? AND number = ?", (webhook, number))
+            connection.execute("DELETE FROM attempt WHERE webhook = ? AND delivery = ?", (webhook, number))
+    (first_event,) = connection.execute(
+        "SELECT coalesce(max(number), -1) + 1 FROM event WHERE webhook = ?", (webhook,)
+    ).fetchone()
+    first_delivery = max((number for _, _, number, _ in existing), default=-1) + 1
+    connection.execute("UPDATE webhook SET mapping = ?, notes = ? WHERE webhook = ?", (new.mapping, new.notes, webhook))
+    (last_payment,) = connection.execute(
+        "SELECT coalesce(max(payment), ?1 - 1) FROM payment_key WHERE payment BETWEEN ?1 AND ?1 + 999",
+        (webhook * 1000,),
+    ).fetchone()
+    replayed = structs.replace(new, events=events)
+    return _store_events(connection, webhook, replayed, now, first_event, first_delivery, last_payment + 1)
+
+
+# delivery
+
+
+def _lease(
+    connection: sqlite3.Connection, destination: str, limit: int, now: int, until: int
+) -> tuple[list[Lease], int | None]:
+    rows = connection.execute(
+        "SELECT d.webhook, d.number, d.fence + 1, d.attempts, d.first_try_at, e.sealed, d.rendered FROM delivery d "
+        "JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
+        "WHERE d.destination = ? AND d.due_at <= ? AND d.state < 10 ORDER BY d.due_at LIMIT ?",
+        (destination, now, limit),
+    ).fetchall()
+    leases = [Lease(*row) for row in rows]
+    connection.executemany(
+        "UPDATE delivery SET state = ?, reason = NULL, due_at = ?, fence = ? WHERE webhook = ? AND number = ?",
+        [(State.LEASED, until, each.fence, each.webhook, each.number) for each in leases],
+    )
+    (next_due,) = connection.execute(
+        "SELECT min(due_at) FROM delivery WHERE destination = ? AND state < 10", (destination,)
+    ).fetchone()
+    return leases, next_due
+
+
+def _settle(connection: sqlite3.Connection, settlements: Sequence[Settlement]) -> int:
+    held = 0
+    for each in settlements:
+        lease, attempt = each.lease, each.attempt
+        attempts = lease.attempts + (attempt is not None)
+        first_try_at = lease.first_try_at or (attempt.at if attempt else 0)
+        changed = connection.execute(
+            "UPDATE delivery SET state = ?, reason = ?, due_at = ?, attempts = ?, first_try_at = ?, rendered = ? "
+            "WHERE webhook = ? AND number = ? AND fence = ? AND state = ?",
+            (
+                each.state,
+                each.reason,
+                each.due_at,
+                attempts,
+                first_try_at,
+                each.rendered,
+                lease.webhook,
+                lease.number,
+                lease.fence,
+                State.LEASED,
+            ),
+        ).rowcount
+        held += changed
+        if attempt is not None and changed:
+            connection.execute(
+                "INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    lease.webhook,
+                    lease.number,
+                    attempts,
+                    attempt.at,
+                    attempt.took,
+                    attempt.status,
+                    attempt.outcome,
+                    attempt.response,
+                ),
+            )
+    return held
+
+
+# links
+
+
+def _store_links(connection: sqlite3.Connection, parts: Iterable[LinkPart], expires_at: int) -> None:
+    connection.executemany(
+        "INSERT INTO link VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key, part) DO UPDATE SET "
+        "sealed = excluded.sealed, linked_at = excluded.linked_at, learned = excluded.learned, "
+        "expires_at = excluded.expires_at "
+        "WHERE excluded.linked_at >= link.linked_at AND excluded.learned <= link.learned "
+        "OR link.learned AND NOT excluded.learned",
+        [(each.key, each.part, each.sealed, each.linked_at, each.learned, expires_at) for each in parts],
+    )
+
+
+def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
+    _store_links(connection, parts, expires_at)
+    released: set[str] = set()
+    for key in {part.key for part in parts}:
+        rows = connection.execute("DELETE FROM waiting WHERE key = ? RETURNING webhook, delivery", (key,)).fetchall()
+        for webhook, delivery in rows:
+            row = connection.execute(
+                "UPDATE delivery SET due_at = max(held_until, ?), reason = iif(held_until > ?, 'hold', NULL), "
+                "state = iif(held_until > ?, ?, ?) "
+                "WHERE webhook = ? AND number = ? AND state = ? RETURNING destination",
+                (now, now, now, State.WAITING, State.DUE, webhook, delivery, State.WAITING),
+            ).fetchone()
+            if row is not None:
+                released.add(row[0])
+    return frozenset(released)
+
+
+# retention
+
+
+def _purge(connection: sqlite3.Connection, now: int, retention: int) -> int:
+    """Purge one step: bodies past retention, then stubs past `CLAIMS_FOR`. Rows are in order of arrival."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'purged_to'").fetchone()
+    purged_to = row[0] if row else 0
+    old = connection.execute(
+        "SELECT webhook FROM (SELECT webhook, received_at FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?) "
+        "WHERE received_at < ?",
+        (purged_to, PURGE_STEP, now - retention),
+    ).fetchall()
+    for table in ("attempt", "delivery", "event"):
+        connection.executemany(f"DELETE FROM {table} WHERE webhook = ?", old)  # noqa: S608
+    connection.executemany("UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ?", old)
+    if old:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('purged_to', ?)", (old[-1][0],))
+    stubs = connection.execute(
+        "SELECT webhook, key FROM (SELECT webhook, key, received_at, sealed FROM webhook ORDER BY webhook LIMIT ?) "
+        "WHERE received_at < ? AND sealed IS NULL",
+        (PURGE_STEP, now - max(retention, CLAIMS_FOR)),
+    ).fetchall()
+    for webhook, key in stubs:
+        first, last = webhook * 1000, webhook * 1000 + 999
+        connection.execute("DELETE FROM payment_key WHERE payment BETWEEN ? AND ?", (first, last))
+        connection.execute("DELETE FROM claim WHERE payment BETWEEN ? AND ?", (first, last))
+        connection.execute("DELETE FROM seen WHERE key = ?", (key,))
+        connection.execute("DELETE FROM webhook WHERE webhook = ?", (webhook,))
+    return len(old) + len(stubs)
+
+
+def _purge_links(connection: sqlite3.Connection, now: int) -> None:
+    connection.execute("DELETE FROM link WHERE expires_at <= ?", (now,))
+    connection.execute(
+        "DELETE FROM waiting WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.webhook = waiting.webhook "
+        "AND d.number = waiting.delivery AND d.state = ?)",
+        (State.WAITING,),
+    )
+
+
+def _stored_webhook(row: tuple) -> StoredWebhook:  # type: ignore[type-arg]
+    number, source, account, type, id, occurred_at, received_at, test, mapping, notes, sealed = row
+    return StoredWebhook(
+        webhook=number,
+        source=source,
+        account=account,
+        type=type,
+        id=id,
+        occurred_at=occurred_at,
+        received_at=received_at,
+        test=bool(test),
+        mapping=mapping,
+        notes=notes,
+        sealed=sealed,
+    )
+
+
+def _counts(states: dict[int, int]) -> Counts:
+    return Counts(
+        accepted=sum(states.values()),
+        sent=states.get(State.SENT, 0),
+        skipped=states.get(State.SKIPPED, 0),
+        pending=sum(number for state, number in states.items() if state < State.SENT),
+        dead=states.get(State.DEAD, 0),
+    )

@@ -1,0 +1,224 @@
+"""A webhook and its source in, events out: as data, without I/O.
+
+Personal data ends here. Identity is hashed, subjects become keyed hashes, a user id that is an email address goes on
+as its hash, and a property that repeats somebody's email or phone is refused. What cannot be translated is not
+lost: each rule that skipped or failed leaves a note, and the webhook itself is kept for replay.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID, uuid5
+
+from msgspec import Struct
+
+from gateway.events import Event, ProductIds, Visitor, Webhook
+from gateway.expressions import EvaluationError
+from gateway.functions import NAMESPACE, Scope, milliseconds
+from gateway.identity import PiiGuard, Profile, hash_identity, normalise_email, normalise_subject
+from gateway.sources import Rule, Source, scope_of
+
+SubjectKey = Callable[[str, str], bytes]
+
+MAX_KEYS = 16
+"""Keys of one `once`."""
+MAX_SUBJECT = 512
+"""Characters of a subject's value; longer ones are no ids."""
+
+
+class Note(Struct, frozen=True, omit_defaults=True):
+    """Why a rule made no event: it skipped (`skip` is the reason) or failed (`error` says why). No personal data."""
+
+    rule: str | None = None
+    skip: str | None = None
+    error: str | None = None
+
+
+class Payment(Struct, frozen=True):
+    """The keys of one payment, as the rule wrote them. `hold` is in ms, and 0 for an event that goes at once."""
+
+    keys: tuple[str, ...]
+    hold: int = 0
+
+
+class Emission(Struct, frozen=True):
+    """An event and how it is to be handled. `wait_for_link` is in ms."""
+
+    event: Event
+    payment: Payment | None = None
+    wait_for_link: int = 0
+
+
+class Translation(Struct, frozen=True):
+    """All that a webhook says. `payments` are keys tied together by rules that emit nothing."""
+
+    emissions: tuple[Emission, ...] = ()
+    payments: tuple[Payment, ...] = ()
+    subjects: Mapping[str, bytes] = {}
+    visitor: Visitor | None = None
+    notes: tuple[Note, ...] = ()
+
+
+class _Person(Struct, frozen=True):
+    """Who the webhook speaks of. `raw` never leaves this module."""
+
+    subjects: Mapping[str, bytes]
+    user_id: str | None
+    visitor: Visitor | None
+    identity: dict[str, dict[str, str]]
+    guard: PiiGuard
+
+
+def translate(webhook: Webhook, source: Source, profiles: Sequence[Profile], subject_key: SubjectKey) -> Translation:
+    """Apply the source's rules to a webhook.
+
+    `profiles` are the normalisations that the destinations ask for; `subject_key` turns a subject into its keyed
+    hash. Never raises because of a payload: a rule that fails leaves a note.
+    """
+    rules = source.rules_for(webhook.type)
+    if not rules:
+        return Translation(notes=(Note(skip=_unmapped(webhook)),))
+    scope = scope_of(webhook, source)
+    try:
+        person = _person(webhook, source, scope, profiles, subject_key)
+    except EvaluationError as error:
+        return Translation(notes=(Note(error=f"subjects, visitor or identity: {error}"),))
+    emissions: list[Emission] = []
+    payments: list[Payment] = []
+    notes: list[Note] = []
+    for rule in rules:
+        try:
+            outcome = _apply(rule, webhook, scope, person, len(emissions))
+        except EvaluationError as error:
+            notes.append(Note(rule.name, error=str(error)))
+            continue
+        match outcome:
+            case Emission():
+                emissions.append(outcome)
+            case Payment():
+                payments.append(outcome)
+            case Note():
+                notes.append(outcome)
+    return Translation(tuple(emissions), tuple(payments), person.subjects, person.visitor, tuple(notes))
+
+
+def _unmapped(webhook: Webhook) -> str:
+    # Stripe's API v2 sends events without their object; no rule can read one until fetching is configured.
+    thin = isinstance(webhook.document, dict) and webhook.document.get("object") == "v2.core.event"
+    return "thin_event" if thin else "unmapped"
+
+
+def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: int) -> Emission | Payment | Note:
+    document = webhook.document
+    if _is_false(rule.when(document, scope)):
+        return Note(rule.name, skip="filtered")
+    keys = _keys(rule.once(document, scope))
+    payment = Payment(keys, rule.hold) if keys else None
+    if rule.emit is None:
+        return payment or Note(rule.name, skip="filtered")
+    properties = rule.properties(document, scope)
+    context = rule.context(document, scope)
+    assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
+    assert isinstance(context, dict)  # noqa: S101
+    if not rule.allow_pii and (leak := _leak((properties, context), person.guard)):
+        return Note(
+            rule.name, skip="pii_leak", error=f"a property contains the {leak}; hash it, or say `allow_pii: true`"
+        )
+    at = rule.at(document, scope)
+    event = Event(
+        id=event_id(webhook, keys[0] if keys else webhook.id, rule.emit, 0 if keys else index),
+        name=rule.emit,
+        kind=rule.kind,
+        at=webhook.occurred_at if at is None else milliseconds(at),
+        user_id=person.user_id,
+        identity=person.identity,
+        visitor=person.visitor,
+        subjects=dict(person.subjects),
+        properties=properties,
+        context=context,
+        test=webhook.test,
+        source=webhook.source,
+        account=webhook.account,
+        webhook_id=webhook.id,
+        type=webhook.type,
+        rule=rule.name,
+    )
+    return Emission(event, payment, rule.wait_for_link)
+
+
+def _is_false(value: object) -> bool:
+    """JMESPath's truth: 0 is true, empty texts, lists and objects are not."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def event_id(webhook: Webhook, key: str, name: str, index: int) -> str:
+    """Return an event's id: the UUIDv5, under the project's namespace, of `source|account|key|name|index`.
+
+    A browser that knows the order can compute the same id, so that a collector recognises both reports of it.
+    """
+    return str(uuid5(NAMESPACE, f"{webhook.source}|{webhook.account}|{key}|{name}|{index}"))
+
+
+def event_key(id: str) -> bytes:
+    """Return an event's id as the 16 bytes that a store keeps."""
+    return UUID(id).bytes
+
+
+def _keys(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return ()
+    texts = (str(key) for key in value if isinstance(key, str | int) and not isinstance(key, bool) and key != "")
+    return tuple(dict.fromkeys(text for text in texts if len(text) <= MAX_SUBJECT))[:MAX_KEYS]
+
+
+def _person(
+    webhook: Webhook, source: Source, scope: Scope, profiles: Sequence[Profile], subject_key: SubjectKey
+) -> _Person:
+    found = source.person(webhook.document, scope)
+    assert isinstance(found, dict)  # noqa: S101 -- compile_source wrote this template
+    country = found["identity"].pop("country", None)
+    country = country if isinstance(country, str) else None
+    raw = {name: value for name, value in found["identity"].items() if isinstance(value, str) and value}
+    values = {name: text for name, value in found["subjects"].items() if (text := _subject(name, value, country))}
+    identity = {profile.name: hashed for profile in profiles if (hashed := hash_identity(raw, country, profile))}
+    return _Person(
+        subjects={name: subject_key(name, value) for name, value in values.items()},
+        user_id=_user_id(values.get("user")),
+        visitor=_payload_visitor(found["visitor"]),
+        identity=identity,
+        guard=PiiGuard(raw),
+    )
+
+
+def _subject(name: str, value: object, country: str | None) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or len(value) > MAX_SUBJECT:
+        return None
+    return normalise_subject(name, value, country)
+
+
+def _user_id(user: str | None) -> str | None:
+    """Return the user as collectors may see it: an email address only as its hash."""
+    if user is None or "@" not in user:
+        return user
+    return hashlib.sha256((normalise_email(user) or user).encode("utf-8", "replace")).hexdigest()
+
+
+def _payload_visitor(ids: Mapping[str, object]) -> Visitor | None:
+    """Return the visitor that the payload itself carries: the page put its id where the provider gives it back."""
+    products = {
+        product: ProductIds(visitor_id=value)
+        for product, value in ids.items()
+        if isinstance(value, str) and 0 < len(value) <= MAX_SUBJECT and value.isprintable()
+    }
+    return Visitor(ids=products, linked_by="payload") if products else None
+
+
+def _leak(value: object, guard: PiiGuard) -> str | None:
+    if isinstance(value, str):
+        return guard.leaks(value)
+    if isinstance(value, dict):
+        value = (*value.keys(), *value.values())
+    if isinstance(value, list | tuple):
+        return next((leak for item in value if (leak := _leak(item, guard))), None)
+    return None

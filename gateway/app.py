@@ -43,8 +43,12 @@ def create_app(
     settings: Settings,
     clock: Callable[[], int] = now_ms,
     uniform: Callable[[float, float], float] = random.uniform,
+    *,
+    deliver: bool = True,
 ) -> Litestar:
     """Build the gateway. It holds the store from here until its lifespan ends.
+
+    With `deliver=False` it only takes webhooks in; what is due waits for a gateway that delivers.
 
     Raises `SettingsError`, `MappingErrors` and `StoreMismatch` with what to do about each.
     """
@@ -52,7 +56,8 @@ def create_app(
     sealer = Sealer(settings.master_key())
     store = SqliteStore.open(settings.store_path, sealer.fingerprint())
 
-    senders = {name: HttpSender(each.concurrency) for name, each in mappings.destinations.items()}
+    served = mappings.destinations if deliver else {}
+    senders = {name: HttpSender(each.concurrency) for name, each in served.items()}
     loops = {
         name: DeliveryLoop(
             name, partial(mappings.destinations.__getitem__, name), store, sealer, sender, clock, uniform

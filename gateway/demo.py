@@ -8,8 +8,9 @@ would get.
 import queue
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 import httpx
@@ -129,16 +130,16 @@ def collector_app(arrived: "queue.Queue[Seen]") -> Litestar:
     return Litestar([collect], openapi_config=None, logging_config=None)
 
 
-def _seen(destination: str, body: Mapping[str, dict[str, object]], key: str) -> Seen:
+def _seen(destination: str, body: Any, key: str) -> Seen:
     match destination:
         case "nexly":
             event, properties, visitor = body["event_name"], body["data"], body["context"].get("visitor_id")
-            identity: object = None
+            identity = None
         case "datalyr":
             event, properties, visitor = body["event"], body["properties"], body["anonymousId"]
             identity, key = None, str(body["eventId"])
         case _:
-            data: dict[str, dict[str, dict[str, object]]] = body["data"]  # type: ignore[assignment]
+            data = body["data"]
             event, properties, visitor = body["type"], data["properties"], data.get("visitor_id")
             identity = data["identity"].get("email")
     value = f"{properties['value']:.2f} {properties['currency']}" if "value" in properties else ""

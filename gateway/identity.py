@@ -11,7 +11,7 @@ characters, or that is not valid Unicode.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import unquote, unquote_plus
@@ -106,7 +106,15 @@ class PiiGuard:
         names = {field: _words(raw.get(field, "")) for field in ("first_name", "last_name")}
         self._names = {name: field for field, name in names.items() if name}
         both = " ".join(names.values())
-        self._full_name = re.compile(rf"(?<!\w){re.escape(both)}(?!\w)") if all(names.values()) else None
+        self._full_name = both if all(names.values()) else None
+
+    def leaks_any(self, texts: Sequence[str]) -> str | None:
+        """Return what any of the texts gives away, as `leaks` does of one; they are searched as one text first."""
+        joined = "\0".join(texts)  # NUL is neither space nor separator: nothing is found across two texts
+        whole = self._leaks(joined) if "%" not in joined and "+" not in joined else "perhaps"
+        if whole is None and self._names.keys().isdisjoint(map(str.lower, texts)):
+            return None
+        return next((leak for text in texts if (leak := self.leaks(text))), None)
 
     def leaks(self, text: str) -> str | None:
         """Return what `text` gives away: `email`, `phone`, `name`, `first_name` or `last_name`; None if nothing."""
@@ -119,15 +127,27 @@ class PiiGuard:
         lower = text.lower()
         if self._email and self._email in lower:
             return "email"
-        if self._phone and self._phone in _SEPARATORS.sub("", text):
+        if self._phone and self._phone in _SEPARATORS.sub("", lower):
             return "phone"
         if not self._names:
             return None
         words = _words(lower)
-        return "name" if self._full_name and self._full_name.search(words) else self._names.get(words)
+        return "name" if self._full_name and _stands_in(self._full_name, words) else self._names.get(words)
 
 
 _SEPARATORS = re.compile(r"[\s().+/\-\u2010-\u2015]+")
+
+
+def _stands_in(name: str, text: str) -> bool:
+    """Tell whether `name` is in `text` as words."""
+    # No pattern: to compile one for each person would cost more than the rest of the guard.
+    start = text.find(name)
+    while start >= 0:
+        around = text[start - 1 : start] if start else "", text[start + len(name) : start + len(name) + 1]
+        if not any(character.isalnum() or character == "_" for character in around):
+            return True
+        start = text.find(name, start + 1)
+    return False
 
 
 def _words(text: str) -> str:

@@ -7,7 +7,7 @@ lost: each rule that skipped or failed leaves a note, and the webhook itself is 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 from msgspec import Struct
 
@@ -119,7 +119,7 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
     context = rule.context(document, scope)
     assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
     assert isinstance(context, dict)  # noqa: S101
-    if not rule.allow_pii and (leak := _leak((properties, context), person.guard)):
+    if not rule.allow_pii and (leak := person.guard.leaks_any(_texts([properties, context], []))):
         return Note(
             rule.name, skip="pii_leak", error=f"a property contains the {leak}; hash it, or say `allow_pii: true`"
         )
@@ -160,7 +160,7 @@ def event_id(webhook: Webhook, key: str, name: str, index: int) -> str:
 
 def event_key(id: str) -> bytes:
     """Return an event's id as the 16 bytes that a store keeps."""
-    return UUID(id).bytes
+    return bytes.fromhex(id.replace("-", ""))
 
 
 def _keys(value: object) -> tuple[str, ...]:
@@ -214,11 +214,15 @@ def _payload_visitor(ids: Mapping[str, object]) -> Visitor | None:
     return Visitor(ids=products, linked_by="payload") if products else None
 
 
-def _leak(value: object, guard: PiiGuard) -> str | None:
+def _texts(value: object, found: list[str]) -> list[str]:
+    """Collect every text in a value, keys included: some rules pass an object of the payload on as it is."""
     if isinstance(value, str):
-        return guard.leaks(value)
-    if isinstance(value, dict):
-        value = (*value.keys(), *value.values())
-    if isinstance(value, list | tuple):
-        return next((leak for item in value if (leak := _leak(item, guard))), None)
-    return None
+        found.append(value)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            found.append(name)
+            _texts(item, found)
+    elif isinstance(value, list):
+        for item in value:
+            _texts(item, found)
+    return found

@@ -435,17 +435,13 @@ def _any_linked(connection: sqlite3.Connection, event: NewEvent, now: int) -> bo
 
 def _claim(connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None, payment: int, now: int) -> bool:
     """Make the keys one payment and, for an event, claim it. Returns whether the event may go out."""
+    fresh = payment
     payment = _unite(connection, claim.keys, payment, now)
     if claim.name is None or owner is None:
         return True
-    row = connection.execute(
-        "SELECT payment, event_id, webhook, event, held_until FROM claim WHERE payment = ? AND name = ?",
-        (payment, claim.name),
-    ).fetchone()
-    if row is not None and (standing := _Claim(*row)).event_id != owner.event_id:
-        if standing.held_until <= now or owner.held_until:
-            return False
-        _supersede(connection, standing)
+    # Nobody can have claimed a payment that was unknown until now.
+    if payment != fresh and not _may_claim(connection, payment, claim.name, owner, now):
+        return False
     connection.execute(
         "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
         (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until),
@@ -453,19 +449,31 @@ def _claim(connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None
     return True
 
 
+def _may_claim(connection: sqlite3.Connection, payment: int, name: str, owner: _Claim, now: int) -> bool:
+    row = connection.execute(
+        "SELECT payment, event_id, webhook, event, held_until FROM claim WHERE payment = ? AND name = ?",
+        (payment, name),
+    ).fetchone()
+    if row is not None and (standing := _Claim(*row)).event_id != owner.event_id:
+        if standing.held_until <= now or owner.held_until:
+            return False
+        _supersede(connection, standing)
+    return True
+
+
 def _unite(connection: sqlite3.Connection, keys: tuple[bytes, ...], payment: int, now: int) -> int:
     """Make `keys`, and all that were ever claimed with any of them, one payment. Returns its number."""
-    known: set[int] = set()
-    fresh: list[bytes] = []
-    for key in keys:
-        row = connection.execute("SELECT payment FROM payment_key WHERE key = ?", (key,)).fetchone()
-        known.add(row[0]) if row else fresh.append(key)
+    marks = ",".join("?" * len(keys))
+    known = dict(connection.execute(f"SELECT key, payment FROM payment_key WHERE key IN ({marks})", keys).fetchall())  # noqa: S608
     if known:
-        payment = max(known)  # the youngest number, as retention counts from it
-        for other in known - {payment}:
+        payments = set(known.values())
+        payment = max(payments)  # the youngest number, as retention counts from it
+        for other in payments - {payment}:
             connection.execute("UPDATE payment_key SET payment = ? WHERE payment = ?", (payment, other))
             _merge_claims(connection, other, payment, now)
-    connection.executemany("INSERT OR IGNORE INTO payment_key VALUES (?, ?)", [(key, payment) for key in fresh])
+    connection.executemany(
+        "INSERT OR IGNORE INTO payment_key VALUES (?, ?)", [(key, payment) for key in keys if key not in known]
+    )
     return payment
 
 

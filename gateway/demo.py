@@ -19,7 +19,6 @@ from litestar import Litestar, Request, post
 from msgspec import Struct
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 
 from gateway.app import create_app
 from gateway.mappings import bundled, load_mappings, minified, sample
@@ -162,7 +161,7 @@ def _tell(gateway: str, settings: Settings, arrived: "queue.Queue[Seen]", consol
         for event in step.events:
             for destination in DESTINATIONS:
                 wanted[f"{destination}/{event}"] = wanted.get(f"{destination}/{event}", 0) + 1
-    console.print("\n[bold]What reaches the collectors[/]")
+    console.print("\n[bold]What reaches the collectors[/] (the visitor goes as it is, identity only hashed)")
     keys: set[tuple[str, str]] = set()
     for seen in _arriving(arrived, sum(wanted.values())):
         _show(seen, console)
@@ -250,12 +249,9 @@ def _arriving(arrived: "queue.Queue[Seen]", expected: int) -> Iterator[Seen]:
 
 
 def _show(seen: Seen, console: Console) -> None:
-    grid = Table.grid(padding=(0, 2))
-    for width in (9, 10, 14, 18):
-        grid.add_column(min_width=width)
-    identity = f"email sha256 {seen.identity[:12]}…" if seen.identity else ""
-    grid.add_row(f"[cyan]{seen.destination}[/]", seen.event, seen.value, f"visitor {seen.visitor[:18]}…", identity)
-    console.print(grid)
+    identity = f"  email sha256:{seen.identity[:8]}…" if seen.identity else ""
+    line = f"{seen.event:<22} {seen.value:>12}  visitor {seen.visitor[:13]}…{identity}"
+    console.print(f"  [cyan]{seen.destination:<8}[/] {line}", soft_wrap=True)
 
 
 def _go_on(gateway: str, arrived: "queue.Queue[Seen]", console: Console) -> None:

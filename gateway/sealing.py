@@ -77,13 +77,17 @@ class Secret:
 class Sealer:
     """Seal, open and hash under one master key; safe to share between threads."""
 
-    __slots__ = ("_aead", "_fingerprint", "_subjects")
+    __slots__ = ("_aead", "_fingerprint", "_inner", "_outer")
 
     def __init__(self, master_key: bytes) -> None:
         if len(master_key) != _KEY_BYTES:
             raise ValueError(f"the master key must be {_KEY_BYTES} bytes, not {len(master_key)}: {_MAKE_A_KEY}")
         self._aead = AESGCM(_derive(master_key, b"gateway sealing", 32))
-        self._subjects = _derive(master_key, b"gateway subjects", 32)
+        # The two halves of HMAC-SHA-256 (RFC 2104), with the key already in: copies are half the cost of `hmac.digest`,
+        # and every webhook has some five subjects.
+        subjects = _derive(master_key, b"gateway subjects", 32).ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in subjects))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in subjects))
         self._fingerprint = _derive(master_key, b"gateway fingerprint", 16)
 
     def seal(self, plain: bytes, purpose: bytes) -> bytes:
@@ -117,7 +121,10 @@ class Sealer:
         """
         if "\0" in kind:
             raise ValueError("the kind of a subject cannot contain NUL: it would run into the value")
-        return hmac.digest(self._subjects, _encode(f"{kind}\0{value}"), "sha256")[:16]
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(_encode(f"{kind}\0{value}"))
+        outer.update(inner.digest())
+        return outer.digest()[:16]
 
     def fingerprint(self) -> bytes:
         """Return 16 bytes that identify the master key, so that a store can tell that it was written with another."""

@@ -16,7 +16,9 @@ few pages that are left and restarts the log between two commits.
 """
 
 import asyncio
+import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +31,8 @@ Operation = Callable[[sqlite3.Connection], T]
 
 MAX_BATCH = 512
 """Operations in one transaction: bounds how long the loop is busy between two commits."""
-CHECKPOINT_BYTES = 8 * 1024 * 1024
-"""Size of the write-ahead log at which it is folded back."""
+CHECKPOINT_FRAMES = 8_192
+"""Pages in the write-ahead log (of 4 KiB: 32 MiB) at which it is folded back."""
 
 
 class GroupCommit:
@@ -39,8 +41,9 @@ class GroupCommit:
     def __init__(self, path: Path, connect: Callable[[Path], sqlite3.Connection]) -> None:
         self._connection = connect(path)
         self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self._connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens the log and its index
         self._checkpointer = connect(path)
-        self._log = path.with_name(path.name + "-wal")
+        self._index = os.open(path.with_name(path.name + "-shm"), os.O_RDONLY)
         self._waiting: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -68,6 +71,7 @@ class GroupCommit:
         self._folder.shutdown()
         self._checkpointer.close()
         self._connection.close()
+        os.close(self._index)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
@@ -115,15 +119,16 @@ class GroupCommit:
         if self._folded:
             self._folded = False
             self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
-        elif not self._folding and self._log_size() > CHECKPOINT_BYTES:
+        elif not self._folding and self._frames() > CHECKPOINT_FRAMES:
             self._folding = True
             self._folder.submit(self._fold)
 
-    def _log_size(self) -> int:
-        try:
-            return self._log.stat().st_size
-        except FileNotFoundError:
-            return 0
+    def _frames(self) -> int:
+        """Return how many pages the log holds. The file's size does not tell: a restarted log is written over.
+
+        Rule: SQLite, "WAL-mode File Format", section 2.1: `mxFrame` in the header of the index.
+        """
+        return int.from_bytes(os.pread(self._index, 4, 16), sys.byteorder)
 
     def _fold(self) -> None:
         try:

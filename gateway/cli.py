@@ -85,7 +85,7 @@ def serve(host: str, port: int) -> None:
         _fail(str(errors))
     except (SettingsError, StoreMismatch) as error:
         _fail(f"error: {error}", 2)
-    server(app, host, port).run()
+    server(app, host, port, settings.trusted_proxies).run()
 
 
 @main.command()

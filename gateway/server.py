@@ -16,8 +16,11 @@ DRAIN = 15
 """Seconds that requests under way get when the process is told to stop."""
 
 
-def server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
-    """Return a server for the app; its `run` returns after a clean stop on SIGTERM or SIGINT."""
+def server(app: ASGIApp, host: str, port: int, trusted_proxies: str = "") -> uvicorn.Server:
+    """Return a server for the app; its `run` returns after a clean stop on SIGTERM or SIGINT.
+
+    `trusted_proxies` are the addresses or networks, comma-separated, whose X-Forwarded-For is believed.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -30,7 +33,8 @@ def server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             # Who the client is decides its rate limit: a header that anybody can send must not.
-            proxy_headers=False,
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=trusted_proxies or None,
             server_header=False,
             date_header=False,
             limit_concurrency=CONNECTIONS,

@@ -34,6 +34,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     retention: int
     test_events: Literal["skip", "forward"]
     max_body: int
+    trusted_proxies: str
     environment: "Environment"
 
     @property
@@ -125,5 +126,6 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         retention=retention,
         test_events="forward" if test_events == "forward" else "skip",
         max_body=int(max_body),
+        trusted_proxies=text("GATEWAY_TRUSTED_PROXIES"),
         environment=environment,
     )

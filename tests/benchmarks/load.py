@@ -30,14 +30,14 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is one in all but name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is one in all but name
         self._next()
 
     def data_received(self, data: bytes) -> None:
         if not data.endswith(b"}"):  # head and body came apart
             return
         self._times.append(time.perf_counter() - self._sent_at)
-        if data.startswith(b"HTTP/1.1 4") or data.startswith(b"HTTP/1.1 5"):
+        if data.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
             self._failed.append(data)
         self._next()
 

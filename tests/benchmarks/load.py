@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import uvloop
@@ -56,7 +57,7 @@ async def _run(port: int, requests: Sequence[bytes]) -> Result:
     events = [asyncio.Event() for _ in range(CONNECTIONS)]
     started = time.perf_counter()
     for event in events:
-        await loop.create_connection(lambda event=event: _Connection(source, event, times, failed), "127.0.0.1", port)
+        await loop.create_connection(partial(_Connection, source, event, times, failed), "127.0.0.1", port)
     await asyncio.gather(*(event.wait() for event in events))
     took = time.perf_counter() - started
     times.sort()

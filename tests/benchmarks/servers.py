@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,12 @@ def main() -> None:
     name, port, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     os.sched_setaffinity(0, {0})
     configure_logs(json=True, quiet=True)
-    app = {"handler": bare_handler, "asgi": bare_asgi, "gateway": lambda: gateway(folder)}[name]()
+    apps: dict[str, Callable[[], ASGIApp]] = {
+        "handler": bare_handler,
+        "asgi": bare_asgi,
+        "gateway": partial(gateway, folder),
+    }
+    app = apps[name]()
     server(app, "127.0.0.1", port).run()
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 something is wrong with what was asked about, 2 the
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,9 @@ def serve(host: str, port: int) -> None:
         _fail(str(errors))
     except (SettingsError, StoreMismatch) as error:
         _fail(f"error: {error}", 2)
+    # uvicorn raises the signal again after its clean stop; a stop that was asked for is no failure.
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: None)
     server(app, host, port, settings.trusted_proxies).run()
 
 

@@ -16,6 +16,7 @@ from uuid import NAMESPACE_OID, uuid5
 import httpx
 import msgspec
 from litestar import Litestar, Request, post
+from litestar.params import FromPath
 from msgspec import Struct
 from rich.console import Console
 from rich.panel import Panel
@@ -118,7 +119,7 @@ def collector_app(arrived: "queue.Queue[Seen]") -> Litestar:
     signing = compile_verification(VerifySpec(scheme="standard-webhooks", secrets=SIGNING_SECRET))
 
     @post("/{destination:str}", status_code=200)
-    async def collect(destination: str, request: Request[object, object, object]) -> dict[str, bool]:  # type: ignore[type-var]
+    async def collect(destination: FromPath[str], request: Request[object, object, object]) -> dict[str, bool]:  # type: ignore[type-var]
         body = await request.body()
         if destination == "webhook":
             headers = {name.lower(): value for name, value in request.headers.items()}

@@ -31,7 +31,7 @@ from gateway.identity import normalise_subject
 from gateway.links import LINKS_FOR, Links, seal_visitor
 from gateway.sealing import Sealer, Secret
 
-MAX_BODY = 16_384
+LINKS_MAX_BODY = 16_384
 MAX_ID = 256
 MAX_ENTRIES = 20
 MAX_TOKEN_LIFE = 86_400
@@ -154,7 +154,7 @@ def link_routes(linking: Linking, per_minute: int) -> list[HTTPRouteHandler]:
         "/link",
         status_code=HTTP_204_NO_CONTENT,
         middleware=[limit.middleware],
-        request_max_body_size=MAX_BODY,
+        request_max_body_size=LINKS_MAX_BODY,
     )
     async def link(request: Request[object, object, object]) -> None:  # type: ignore[type-var]
         authorization, origin = request.headers.get("authorization"), request.headers.get("origin")

@@ -251,7 +251,9 @@ class DeliveryLoop:
         try:
             rendered = render(event, destination)
         except Unrenderable as error:
-            _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, event=event.id, reason=str(error))
+            _LOG.error(
+                "delivery_dead", destination=self.name, webhook=lease.webhook, event_id=event.id, reason=str(error)
+            )
             return Settlement(lease, State.DEAD, f"unrenderable: {error}")
         if isinstance(rendered, str):
             return Settlement(lease, State.SKIPPED, rendered)
@@ -278,7 +280,7 @@ class DeliveryLoop:
             return Settlement(lease, State.SENT, None, 0, attempt)
         pause = max(backoff(lease.attempts + 1, self._uniform), retry_after(response.headers.get("retry-after"), ended))
         first = lease.first_try_at or started
-        log = _LOG.bind(destination=self.name, webhook=lease.webhook, event=item.event.id, reason=outcome.reason)
+        log = _LOG.bind(destination=self.name, webhook=lease.webhook, event_id=item.event.id, reason=outcome.reason)
         if outcome.state == State.DEAD:
             log.error("delivery_dead")
             return Settlement(lease, State.DEAD, outcome.reason, 0, attempt)

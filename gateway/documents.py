@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -131,7 +131,7 @@ class _Reader:
             case "str" | "timestamp":
                 return text
             case "int":
-                return int(text.replace("_", ""), 0)
+                return int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
             case "float":
                 return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
             case "bool":
@@ -183,9 +183,18 @@ def _locate(document: Document, message: str, kind: type) -> Diagnostic:
 
 def _field_names(kind: type) -> list[str]:
     """Every key that `kind` and the Structs inside it know: good enough a dictionary for a spelling hint."""
-    schema = msgspec.json.schema(kind, schema_hook=lambda _: {})
-    definitions = schema.get("$defs", {})
-    return sorted({name for each in definitions.values() for name in each.get("properties", {})})
+    names: set[str] = set()
+    open_types = [inspect.type_info(kind)]
+    while open_types:
+        match open_types.pop():
+            case inspect.StructType(fields=fields):
+                names.update(field.encode_name for field in fields)
+                open_types += [field.type for field in fields]
+            case inspect.ListType(item_type=inner) | inspect.DictType(value_type=inner):
+                open_types.append(inner)
+            case inspect.UnionType(types=types):
+                open_types += types
+    return sorted(names)
 
 
 def suggest(word: str, known: list[str] | Mapping[str, object]) -> str | None:

@@ -15,6 +15,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
+from litestar.types import Scope
 
 from gateway.browser import Linking, link_routes
 from gateway.deliveries import StoreUnavailable
@@ -111,9 +112,16 @@ def create_app(
         cors_config=CORSConfig(allow_origins=origins, allow_methods=["POST"], allow_headers=["content-type"])
         if origins
         else None,
+        after_exception=[_log_failure],
         openapi_config=None,
         logging_config=None,
     )
+
+
+async def _log_failure(error: Exception, scope: Scope) -> None:
+    """A failure that nobody foresaw is answered 500; it must not go unseen."""
+    if not isinstance(error, HTTPException):
+        _LOG.error("request_failed", path=scope["path"], exc_info=error)
 
 
 def _problem(error: HTTPException) -> ProblemDetailsException:

@@ -13,6 +13,7 @@ from typing import Protocol
 from uuid import uuid5
 
 import httpx
+import msgspec
 import structlog
 from msgspec import Struct, structs
 
@@ -33,7 +34,7 @@ from gateway.events import Event, decode_event
 from gateway.functions import NAMESPACE
 from gateway.links import LINKS_FOR, resolve
 from gateway.pacing import backoff, retry_after
-from gateway.sealing import Sealer
+from gateway.sealing import Sealer, SealError
 
 USER_AGENT = f"gateway/{__version__}"
 """Never httpx's own: collectors take it for a bot, and drop the event with a 2xx."""
@@ -216,7 +217,14 @@ class DeliveryLoop:
         destination = self._destination()
         settlements: list[Settlement] = []
         items: list[_Item] = []
-        for lease, event in await self._events(leases):
+        opened: list[tuple[Lease, Event]] = []
+        for lease in leases:
+            try:
+                opened.append((lease, decode_event(self._sealer.open(lease.event, b"event"))))
+            except (SealError, msgspec.MsgspecError) as error:
+                _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, reason=str(error))
+                settlements.append(Settlement(lease, State.DEAD, f"unreadable: {error}"))
+        for lease, event in await self._resolved(opened):
             prepared = self._prepare(lease, event, destination)
             if isinstance(prepared, _Item):
                 items.append(prepared)
@@ -227,23 +235,25 @@ class DeliveryLoop:
         for batch in _batches(items, destination):
             await self._settle(await self._try(batch, destination))
 
-    async def _events(self, leases: Sequence[Lease]) -> list[tuple[Lease, Event]]:
-        """Unseal the events; those that were not linked when they came may be by now."""
-        events = [decode_event(self._sealer.open(lease.event, b"event")) for lease in leases]
-        keys = {key for event in events if event.visitor is None for key in event.subjects.values()}
+    async def _resolved(self, opened: Sequence[tuple[Lease, Event]]) -> list[tuple[Lease, Event]]:
+        """Find the visitors of events that were not linked when they came, but may be by now; and learn from it."""
+        keys = {key for _, event in opened if event.visitor is None for key in event.subjects.values()}
         if not keys:
-            return list(zip(leases, events, strict=True))
+            return list(opened)
         now = self._clock()
         found = await self._store.resolve(list(keys), now)
         learned: list[LinkPart] = []
-        for index, event in enumerate(events):
+        resolved: list[tuple[Lease, Event]] = []
+        for lease, event in opened:
             if event.visitor is None:
                 resolution = resolve(event.subjects, None, found, self._sealer, now)
                 learned += resolution.learned
-                events[index] = structs.replace(event, visitor=resolution.visitor)
+                resolved.append((lease, structs.replace(event, visitor=resolution.visitor)))
+            else:
+                resolved.append((lease, event))
         if learned:
             await self._store.link(learned, now + LINKS_FOR, now)
-        return list(zip(leases, events, strict=True))
+        return resolved
 
     def _prepare(self, lease: Lease, event: Event, destination: Destination) -> _Item | Settlement:
         if lease.rendered is not None:

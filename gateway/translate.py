@@ -21,6 +21,8 @@ SubjectKey = Callable[[str, str], bytes]
 
 MAX_KEYS = 16
 """Keys of one `once`."""
+MAX_DEPTH = 100
+"""Levels of a property."""
 MAX_SUBJECT = 512
 """Characters of a subject's value; longer ones are no ids."""
 
@@ -119,7 +121,8 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
     context = rule.context(document, scope)
     assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
     assert isinstance(context, dict)  # noqa: S101
-    if not rule.allow_pii and (leak := person.guard.leaks_any(_texts([properties, context], []))):
+    texts = _texts([properties, context], [])
+    if not rule.allow_pii and (leak := person.guard.leaks_any(texts)):
         return Note(
             rule.name, skip="pii_leak", error=f"a property contains the {leak}; hash it, or say `allow_pii: true`"
         )
@@ -214,15 +217,20 @@ def _payload_visitor(ids: Mapping[str, object]) -> Visitor | None:
     return Visitor(ids=products, linked_by="payload") if products else None
 
 
-def _texts(value: object, found: list[str]) -> list[str]:
-    """Collect every text in a value, keys included: some rules pass an object of the payload on as it is."""
+def _texts(value: object, found: list[str], depth: int = 0) -> list[str]:
+    """Collect every text in a value, keys included: some rules pass an object of the payload on as it is.
+
+    Raises EvaluationError for what is nested so deeply that it could not be encoded later.
+    """
+    if depth > MAX_DEPTH:
+        raise EvaluationError(f"a property is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
         found.append(value)
     elif isinstance(value, dict):
         for name, item in value.items():
             found.append(name)
-            _texts(item, found)
+            _texts(item, found, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            _texts(item, found)
+            _texts(item, found, depth + 1)
     return found

@@ -196,6 +196,22 @@ async def test_what_the_file_cannot_write_is_dead_with_the_reason(outgoing: Outg
     assert delivery.reason.startswith("unrenderable: destination `webhook` cannot write event `purchase`")
 
 
+async def test_what_cannot_be_opened_is_dead_with_the_reason(outgoing: Outgoing) -> None:
+    loop = DeliveryLoop(
+        "webhook",
+        lambda: outgoing.destination,
+        outgoing.store,
+        Sealer(b"x" * 32),
+        outgoing.sender,
+        outgoing.clock,
+        lambda _low, high: high,
+    )
+    await loop.step()
+    (delivery,) = await outgoing.store.deliveries(outgoing.webhook)
+    assert delivery.state == State.DEAD
+    assert str(delivery.reason).startswith("unreadable: this event cannot be opened")
+
+
 async def test_counts_balance(outgoing: Outgoing) -> None:
     await outgoing.step()
     counts = (await outgoing.store.counts())["webhook"]

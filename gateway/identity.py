@@ -160,7 +160,7 @@ def _words(text: str) -> str:
 def _hash(value: str, country: str | None, normalise: Normaliser) -> str | None:
     if not _is_usable(value):
         return None
-    if _HASHED.fullmatch(value):
+    if len(value) == 64 and _HASHED.fullmatch(value):
         return value.lower()
     normal = normalise(value, country)
     return hashlib.sha256(normal.encode()).hexdigest() if normal else None

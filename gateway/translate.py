@@ -7,7 +7,6 @@ lost: each rule that skipped or failed leaves a note, and the webhook itself is 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from uuid import uuid5
 
 from msgspec import Struct
 
@@ -16,6 +15,8 @@ from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE, Scope, milliseconds
 from gateway.identity import PiiGuard, Profile, hash_identity, normalise_email, normalise_subject
 from gateway.sources import Rule, Source, scope_of
+
+_NAMESPACE = NAMESPACE.bytes
 
 SubjectKey = Callable[[str, str], bytes]
 
@@ -158,7 +159,12 @@ def event_id(webhook: Webhook, key: str, name: str, index: int) -> str:
 
     A browser that knows the order can compute the same id, so that a collector recognises both reports of it.
     """
-    return str(uuid5(NAMESPACE, f"{webhook.source}|{webhook.account}|{key}|{name}|{index}"))
+    name = f"{webhook.source}|{webhook.account}|{key}|{name}|{index}"
+    digest = bytearray(hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50  # version 5 and the variant of RFC 9562: `uuid.uuid5` in a third of its time
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def event_key(id: str) -> bytes:

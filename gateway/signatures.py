@@ -361,7 +361,7 @@ def _hmac_proof(spec: VerifySpec, secret: Secret) -> Callable[[_Claim, bytes], b
 
 
 def _stripe_check(secret: Secret) -> Callable[[_Claim, bytes], bool]:
-    # Takes 0.7 s, which a gateway without Stripe need not pay; and by name, as the package looks up what it exports anew
+    # Takes 0.7 s, which a gateway without Stripe need not pay. By name, as the package imports what it exports anew
     # each time it is asked.
     from stripe import SignatureVerificationError, WebhookSignature  # noqa: PLC0415
 

@@ -90,6 +90,8 @@ def create_app(
             workers[name] = asyncio.create_task(loop.run(), name=f"deliver to {name}")
         keeper = asyncio.create_task(_keep_house(app, store, settings.retention, clock))
         _LOG.info("started", sources=list(mappings.sources), destinations=list(loops), store=settings.store)
+        if not mappings.destinations:
+            _LOG.warning("no_destination_is_on", next_step="`gateway check` says which settings turn one on")
         try:
             yield
         finally:

@@ -78,8 +78,8 @@ def serve(host: str, port: int) -> None:
     from gateway.settings import SettingsError
     from gateway.telemetry import configure_logs
 
-    configure_logs(json=not sys.stderr.isatty())
     settings = _settings()
+    configure_logs(json=not sys.stderr.isatty())
     try:
         app = create_app(settings)
     except MappingErrors as errors:

@@ -21,6 +21,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,18 @@ MAX_BATCH = 512
 """Operations in one transaction: bounds how long the loop is busy between two commits."""
 CHECKPOINT_FRAMES = 8_192
 """Pages in the write-ahead log (of 4 KiB: 32 MiB) at which it is folded back."""
+
+_OPERATIONS_OWN = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+    }
+)
+"""Result codes that speak of what an operation asked for. All others speak of the disk, the file or its locks."""
 
 
 class GroupCommit:
@@ -77,13 +90,12 @@ class GroupCommit:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         try:
             results = self._execute([operation for operation, _ in batch])
-        except sqlite3.DatabaseError as error:
-            self._roll_back()
-            self._fail(batch, error)
-            self._next(loop)
         except Exception as error:
             self._roll_back()
-            if len(batch) == 1:
+            if _ails_the_file(error):
+                self._fail(batch, error)
+                self._next(loop)
+            elif len(batch) == 1:
                 self._reject(batch[0][1], error)
                 self._next(loop)
             else:
@@ -118,7 +130,8 @@ class GroupCommit:
         self._connection.execute("COMMIT")
         if self._folded:
             self._folded = False
-            self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            with suppress(sqlite3.DatabaseError):  # what was committed is stored, whether the log can be folded or not
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
         elif not self._folding and self._frames() > CHECKPOINT_FRAMES:
             self._folding = True
             self._folder.submit(self._fold)
@@ -154,12 +167,12 @@ class GroupCommit:
             try:
                 (result,) = self._execute([operation])
                 self._connection.execute("COMMIT")
-            except sqlite3.DatabaseError as error:
-                self._roll_back()
-                self._fail([(operation, future)], error)
             except Exception as error:
                 self._roll_back()
-                self._reject(future, error)
+                if _ails_the_file(error):
+                    self._fail([(operation, future)], error)
+                else:
+                    self._reject(future, error)
             else:
                 if not future.done():
                     future.set_result(result)
@@ -178,3 +191,8 @@ class GroupCommit:
     def _reject(future: "asyncio.Future[Any]", error: BaseException) -> None:
         if not future.done():
             future.set_exception(error)
+
+
+def _ails_the_file(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)  # errors of the sqlite3 module itself, as of binding, have none
+    return code is not None and code & 0xFF not in _OPERATIONS_OWN

@@ -7,8 +7,9 @@ Invariants
 * A delivery is in exactly one state. Pending ones are in the partial index `delivery_due`, whose `due_at` says when
   somebody may lease them: for a waiting one the end of the wait, for a leased one the end of the lease.
 * A settlement counts only under the fence of its lease, so a worker that overslept cannot settle twice.
-* Keys that were ever claimed together belong to one payment. A claim is owned by its event's id, so that the same
-  event, when replayed, finds its own claim and goes on.
+* Keys that were ever claimed together belong to one payment. A claim is owned by its webhook and its event's id, so
+  that the same event, when replayed, finds its own claim and goes on. The id alone would not do: two webhooks that
+  report one payment give their events the same id.
 
 What a crash leaves: before COMMIT nothing, after it everything. Leases outlive the process that held them; as only
 one gateway may hold the file (an advisory lock beside it), `open` returns them to due at once.
@@ -28,7 +29,8 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from itertools import count
+from contextlib import closing
+from itertools import count, takewhile
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -48,6 +50,7 @@ from gateway.deliveries import (
     StoredDelivery,
     StoredWebhook,
     StoreMismatch,
+    StoreUnavailable,
 )
 from gateway.store.group_commit import GroupCommit
 
@@ -129,13 +132,13 @@ class SqliteStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path) if exclusive else None
         try:
-            setup = _connect(path)
-            setup.execute("PRAGMA journal_mode = WAL")
-            _migrate(setup)
-            _check_fingerprint(setup, fingerprint, path)
-            if exclusive:
-                setup.execute("UPDATE delivery SET state = ?, due_at = 0 WHERE state = ?", (State.DUE, State.LEASED))
-            setup.close()
+            with closing(_connect(path)) as setup:
+                setup.execute("PRAGMA journal_mode = WAL")
+                _migrate(setup)
+                _check_fingerprint(setup, fingerprint, path)
+                if exclusive:
+                    returned = (State.DUE, State.LEASED)
+                    setup.execute("UPDATE delivery SET state = ?, due_at = 0 WHERE state = ?", returned)
             return cls(path, GroupCommit(path, _connect), _connect(path), lock)
         except BaseException:
             if lock is not None:
@@ -145,6 +148,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Store what was handed in and let go of the file."""
         await self._writer.close()
+        await asyncio.sleep(0)  # the turn of the loop in which a `resolve` before this ends its read
         self._reader.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -183,17 +187,20 @@ class SqliteStore:
         return await self._writer.submit(lambda connection: _link(connection, parts, expires_at, now))
 
     async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
-        """Return what is linked to each of the keys, in one round trip."""
+        """Return what is linked to each of the keys, in one round trip. Raises `StoreUnavailable`."""
         # On the loop's thread: a few lookups by primary key cost less than a hand-over. All that resolve in one turn of
         # the loop share a read transaction, as to begin and end one costs as much as the lookups.
-        if not self._reader.in_transaction:
-            self._reader.execute("BEGIN")
-            asyncio.get_running_loop().call_soon(self._reader.rollback)
         marks = ",".join("?" * len(keys))
-        rows = self._reader.execute(
-            f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
-            (*keys, now),
-        )
+        try:
+            if not self._reader.in_transaction:
+                self._reader.execute("BEGIN")
+                asyncio.get_running_loop().call_soon(self._reader.rollback)
+            rows = self._reader.execute(
+                f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
+                (*keys, now),
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         found: dict[bytes, list[LinkPart]] = {}
         for key, part, sealed, linked_at, learned in rows:
             found.setdefault(key, []).append(LinkPart(key, part, sealed, linked_at, bool(learned)))
@@ -271,8 +278,11 @@ class SqliteStore:
     async def purge(self, now: int, retention: int) -> int:
         """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
         purged = 0
-        while step := await self._writer.submit(lambda connection: _purge(connection, now, retention)):
-            purged += step
+        while True:
+            erased, forgotten = await self._writer.submit(lambda connection: _purge(connection, now, retention))
+            if not erased and not forgotten:
+                break
+            purged += erased
         await self._writer.submit(lambda connection: _purge_links(connection, now))
         return purged
 
@@ -290,11 +300,11 @@ class SqliteStore:
         """Read on a thread and a connection of its own: a long list must not keep the loop."""
 
         def run() -> list[tuple]:  # type: ignore[type-arg]
-            connection = _connect(self._path)
             try:
-                return connection.execute(sql, tuple(parameters)).fetchall()
-            finally:
-                connection.close()
+                with closing(_connect(self._path)) as connection:
+                    return connection.execute(sql, tuple(parameters)).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
         return await asyncio.to_thread(run)
 
@@ -389,11 +399,11 @@ def _store_events(
     numbers = count(first_delivery)
     due: set[str] = set()
     for claim in new.bare_claims:
-        _claim(connection, claim, None, next(payments), now)
+        _claim(connection, claim, None, next(payments), first_event, now)
     for event_number, event in enumerate(new.events, first_event):
         connection.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (webhook, event_number, event.id, event.sealed))
         owner = _Claim(next(payments), event.id, webhook, event_number, event.claim.held_until if event.claim else 0)
-        taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, now)
+        taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, first_event, now)
         linked = any(delivery.wait_until for delivery in event.deliveries) and _any_linked(connection, event, now)
         rows: list[tuple[object, ...]] = []
         for delivery in event.deliveries:
@@ -410,7 +420,7 @@ def _store_events(
                 )
         connection.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL)", rows)
     if new.learned:
-        _store_links(connection, new.learned, new.links_expire_at)
+        due |= _link(connection, new.learned, new.links_expire_at, now)
     return Receipt(webhook, duplicate=False, due=frozenset(due))
 
 
@@ -438,14 +448,19 @@ def _any_linked(connection: sqlite3.Connection, event: NewEvent, now: int) -> bo
     )
 
 
-def _claim(connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None, payment: int, now: int) -> bool:
-    """Make the keys one payment and, for an event, claim it. Returns whether the event may go out."""
+def _claim(
+    connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None, payment: int, first_event: int, now: int
+) -> bool:
+    """Make the keys one payment and, for an event, claim it. Returns whether the event may go out.
+
+    `first_event` is where the events of this acceptance begin: earlier ones of the same webhook are being replayed.
+    """
     fresh = payment
     payment = _unite(connection, claim.keys, payment, now)
     if claim.name is None or owner is None:
         return True
     # Nobody can have claimed a payment that was unknown until now.
-    if payment != fresh and not _may_claim(connection, payment, claim.name, owner, now):
+    if payment != fresh and not _may_claim(connection, payment, claim.name, owner, first_event, now):
         return False
     connection.execute(
         "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
@@ -454,16 +469,42 @@ def _claim(connection: sqlite3.Connection, claim: NewClaim, owner: _Claim | None
     return True
 
 
-def _may_claim(connection: sqlite3.Connection, payment: int, name: str, owner: _Claim, now: int) -> bool:
+def _may_claim(
+    connection: sqlite3.Connection, payment: int, name: str, owner: _Claim, first_event: int, now: int
+) -> bool:
     row = connection.execute(
         "SELECT payment, event_id, webhook, event, held_until FROM claim WHERE payment = ? AND name = ?",
         (payment, name),
     ).fetchone()
-    if row is not None and (standing := _Claim(*row)).event_id != owner.event_id:
-        if standing.held_until <= now or owner.held_until:
-            return False
-        _supersede(connection, standing)
+    if row is None:
+        return True
+    standing = _Claim(*row)
+    if _same_event(standing, owner) and standing.event < first_event:
+        return True  # its own, as it is being replayed
+    if owner.held_until or not _yields(connection, standing, now):
+        return False
+    _supersede(connection, standing)
     return True
+
+
+def _same_event(one: _Claim, other: _Claim) -> bool:
+    return (one.webhook, one.event_id) == (other.webhook, other.event_id)
+
+
+def _yields(connection: sqlite3.Connection, claim: _Claim, now: int) -> bool:
+    """Whether a claim steps back for one that is not held: its hold lasts, and nothing of it has gone out.
+
+    Time alone does not tell: `now` is when the other webhook came in, and a lease may have begun since; and a replay
+    holds anew what is already sent elsewhere.
+    """
+    if claim.held_until <= now:
+        return False
+    gone = connection.execute(
+        "SELECT 1 FROM delivery d JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
+        "WHERE d.webhook = ? AND e.id = ? AND d.state NOT IN (?, ?) LIMIT 1",
+        (claim.webhook, claim.event_id, State.WAITING, State.SKIPPED),
+    ).fetchone()
+    return gone is None
 
 
 def _unite(connection: sqlite3.Connection, keys: tuple[bytes, ...], payment: int, now: int) -> int:
@@ -490,9 +531,9 @@ def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now:
         claim = _Claim(*rest)
         if rival := standing.get(name):
             # Held ones step back for free ones; among equals the earlier webhook wins.
-            order = sorted((claim, rival), key=lambda each: (each.held_until > now, each.webhook, each.event))
-            claim, loser = order
-            if loser.held_until > now:
+            order = sorted((_yields(connection, each, now), each.webhook, each.event, each) for each in (claim, rival))
+            (*_, claim), (yields, *_, loser) = order
+            if yields and not _same_event(claim, loser):
                 _supersede(connection, loser)
         connection.execute(
             "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
@@ -504,13 +545,15 @@ def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now:
 def _supersede(connection: sqlite3.Connection, claim: _Claim) -> None:
     connection.execute(
         "UPDATE delivery SET state = ?, reason = 'superseded', due_at = 0 "
-        "WHERE webhook = ? AND event = ? AND state = ?",
-        (State.SKIPPED, claim.webhook, claim.event, State.WAITING),
+        "WHERE webhook = ? AND state = ? AND event IN (SELECT number FROM event WHERE webhook = ? AND id = ?)",
+        (State.SKIPPED, claim.webhook, State.WAITING, claim.webhook, claim.event_id),
     )
 
 
 def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: int) -> Receipt:
     """Store the new events, and let each new delivery take the place of one that did not get through."""
+    if connection.execute("SELECT 1 FROM webhook WHERE webhook = ? AND sealed NOT NULL", (webhook,)).fetchone() is None:
+        raise ValueError(f"webhook {webhook} is past retention: its body is gone")
     existing = connection.execute(
         "SELECT e.id, d.destination, d.number, d.state FROM delivery d "
         "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ?",
@@ -626,10 +669,10 @@ def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], expires_at:
             row = connection.execute(
                 "UPDATE delivery SET due_at = max(held_until, ?), reason = iif(held_until > ?, 'hold', NULL), "
                 "state = iif(held_until > ?, ?, ?) "
-                "WHERE webhook = ? AND number = ? AND state = ? RETURNING destination",
+                "WHERE webhook = ? AND number = ? AND state = ? RETURNING destination, state",
                 (now, now, now, State.WAITING, State.DUE, webhook, delivery, State.WAITING),
             ).fetchone()
-            if row is not None:
+            if row is not None and row[1] == State.DUE:
                 released.add(row[0])
     return frozenset(released)
 
@@ -637,15 +680,18 @@ def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], expires_at:
 # retention
 
 
-def _purge(connection: sqlite3.Connection, now: int, retention: int) -> int:
-    """Purge one step: bodies past retention, then stubs past `CLAIMS_FOR`. Rows are in order of arrival."""
+def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[int, int]:
+    """Purge one step: bodies past retention, then stubs past `CLAIMS_FOR`. Returns how many of each.
+
+    Rows are in order of arrival, but for a clock that was set back and for webhooks that overtook each other: the
+    first that is too young ends a step, as `purged_to` must not pass it.
+    """
     row = connection.execute("SELECT value FROM meta WHERE name = 'purged_to'").fetchone()
     purged_to = row[0] if row else 0
-    old = connection.execute(
-        "SELECT webhook FROM (SELECT webhook, received_at FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?) "
-        "WHERE received_at < ?",
-        (purged_to, PURGE_STEP, now - retention),
+    window = connection.execute(
+        "SELECT webhook, received_at FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?", (purged_to, PURGE_STEP)
     ).fetchall()
+    old = [row[:1] for row in takewhile(lambda row: row[1] < now - retention, window)]
     for table in ("attempt", "delivery", "event"):
         connection.executemany(f"DELETE FROM {table} WHERE webhook = ?", old)  # noqa: S608
     connection.executemany("UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ?", old)
@@ -662,7 +708,9 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> int:
         connection.execute("DELETE FROM claim WHERE payment BETWEEN ? AND ?", (first, last))
         connection.execute("DELETE FROM seen WHERE key = ?", (key,))
         connection.execute("DELETE FROM webhook WHERE webhook = ?", (webhook,))
-    return len(old) + len(stubs)
+    if connection.execute("SELECT 1 FROM webhook LIMIT 1").fetchone() is None:
+        connection.execute("DELETE FROM meta WHERE name = 'purged_to'")  # numbers begin anew when no row is left
+    return len(old), len(stubs)
 
 
 def _purge_links(connection: sqlite3.Connection, now: int) -> None:

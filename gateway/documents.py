@@ -15,6 +15,7 @@ from msgspec import Struct, inspect
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 T = TypeVar("T")
 Place = tuple[str | int, ...]
@@ -74,6 +75,10 @@ def parse(text: str, file: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise MappingErrors([Diagnostic(file, line, column, f"not YAML: {error.problem or error.context}")]) from None
+    except ReaderError as error:
+        before = text[: error.position].split("\n")
+        message = f"not YAML: the character U+{error.character:04X} may not stand in a file"
+        raise MappingErrors([Diagnostic(file, len(before), len(before[-1]) + 1, message)]) from None
     except RecursionError:
         raise MappingErrors([Diagnostic(file, 1, 1, "not YAML: nested too deeply")]) from None
     if node is None:
@@ -130,10 +135,12 @@ class _Reader:
         match kind:
             case "str" | "timestamp":
                 return text
-            case "int":
-                return int(text, 0) if text[:2] in {"0x", "0o"} else int(text)
-            case "float":
-                return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+            case "int" | "float":
+                try:
+                    return _number(kind, text)
+                except ValueError:  # written as a number, but none: `1_`, or more digits than Python reads
+                    self._complain(node, "not a number that can be read; quote it if it is text")
+                    return None
             case "bool":
                 return text.lower() == "true"
             case "null":
@@ -143,6 +150,12 @@ class _Reader:
 
     def _complain(self, node: Node, message: str) -> None:
         self.diagnostics.append(Diagnostic(self.file, node.start_mark.line + 1, node.start_mark.column + 1, message))
+
+
+def _number(kind: str, text: str) -> int | float:
+    if kind == "int":
+        return int(text, 0) if text.lstrip("+-")[:2] in {"0x", "0o", "0b"} else int(text)
+    return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
@@ -208,7 +221,7 @@ _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 def duration(text: str) -> int:
     """Return the milliseconds in `90s`, `2m`, `4h` or `30d`. Raises `ValueError` that says what to write."""
-    if (match := re.fullmatch(r"(\d{1,6})([smhd])", text.strip())) is None:
+    if (match := re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip())) is None:
         raise ValueError(f"`{text}` is not a duration: write a number and a unit, such as 90s, 2m, 4h or 30d")
     return int(match[1]) * _UNITS[match[2]]
 

@@ -567,7 +567,8 @@ class _Writer:
             left, right = (right, left) if name in {"eq", "ne"} else (left, right)
         first, second = self.emit(left, at).source, self.emit(right, at).source
         if name in {"eq", "ne"} and right["type"] == "literal":
-            simple = _simple_equality(name, right["value"])
+            # Two literals: Python would warn of `is` between them.
+            simple = None if left["type"] == "literal" else _simple_equality(name, right["value"])
             if simple:
                 return _Code(f"({first} {simple} {second})", plain=True)
         return _Code(f"{name}({first}, {second})", plain=True)

@@ -124,6 +124,7 @@ def assert_agreement(expression: str, document: object) -> None:
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @example("a || b", {"a": 0, "b": 1})
 @example("[?a == `true`]", [{"a": 1}, {"a": True}])
+@example("`null` == 'a'", None)
 def test_the_compiled_form_agrees_with_the_package(expression: str, document: object) -> None:
     assert_agreement(expression, document)
 

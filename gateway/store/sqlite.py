@@ -531,9 +531,10 @@ def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now:
         claim = _Claim(*rest)
         if rival := standing.get(name):
             # Held ones step back for free ones; among equals the earlier webhook wins.
-            order = sorted((_yields(connection, each, now), each.webhook, each.event, each) for each in (claim, rival))
-            (*_, claim), (yields, *_, loser) = order
-            if yields and not _same_event(claim, loser):
+            yields = {each: _yields(connection, each, now) for each in (claim, rival)}
+            order = sorted((claim, rival), key=lambda each: (yields[each], each.webhook, each.event))
+            claim, loser = order
+            if yields[loser] and not _same_event(claim, loser):
                 _supersede(connection, loser)
         connection.execute(
             "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",

@@ -1,5 +1,6 @@
 """What a store brings to the conformance suite: how to open it, and how it dies. It can override no test."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,7 @@ class Store(Protocol):
     async def forget(self, keys: Sequence[bytes]) -> int: ...
     async def webhooks(self, *, before: int | None = None, limit: int = 50) -> list[StoredWebhook]: ...
     async def webhook(self, number: int) -> StoredWebhook | None: ...
+    async def find(self, id: str) -> list[int]: ...
     async def deliveries(self, webhook: int) -> list[StoredDelivery]: ...
     async def counts(self) -> dict[str, Counts]: ...
     async def purge(self, now: int, retention: int) -> int: ...
@@ -43,7 +45,11 @@ class Harness(Protocol):
     def __init__(self, folder: Path) -> None: ...
 
     async def open(self) -> Store:
-        """Open the store, new or as it was left; the one opened before is gone, closed or not."""
+        """Open the store, new or as it was left; one opened before is closed first."""
+        ...
+
+    async def crash(self) -> Store:
+        """Let the process die without closing anything, and open what it left."""
         ...
 
     async def close(self) -> None:
@@ -52,19 +58,35 @@ class Harness(Protocol):
 
 
 class SqliteHarness:
+    """A crash is the files as they lie while they are open, opened again: the log is not folded back."""
+
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "gateway.db"
+        self._folder = folder
+        self._lives = 0
         self._store: SqliteStore | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"life-{self._lives}" / "gateway.db"
 
     async def open(self) -> Store:
         await self.close()
         self._store = SqliteStore.open(self._path, FINGERPRINT)
         return self._store
 
+    async def crash(self) -> Store:
+        left = self._path
+        self._lives += 1
+        self._path.parent.mkdir()
+        for file in (left, left.with_name("gateway.db-wal")):
+            shutil.copy(file, self._path.parent)
+        return await self.open()
+
     async def close(self) -> None:
         if self._store is not None:
-            await self._store.close()
-            self._store = None
+            store, self._store = self._store, None
+            await store.close()
 
 
 HARNESSES: dict[str, type[Harness]] = {"sqlite": SqliteHarness}
+"""Every store that the suite runs on."""

@@ -1,35 +1,54 @@
-"""Small webhooks for the stores' tests. Stores see sealed bytes only, so any bytes will do."""
+"""Small webhooks for the stores' tests, and short ways to look at a store. Any bytes will do where sealed ones go."""
 
 from hashlib import blake2b
 
-from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent
+from gateway.deliveries import (
+    Acceptance,
+    Attempt,
+    Lease,
+    LinkPart,
+    NewClaim,
+    NewDelivery,
+    NewEvent,
+    Settlement,
+    SkipReason,
+    State,
+)
+from tests.stores.harness import Store
 
 NOW = 1_800_000_000_000
 MINUTE = 60_000
 DAY = 86_400_000
+SINK = NewDelivery("sink")
+DUPLICATE = (State.SKIPPED, "duplicate_payment")
+SUPERSEDED = (State.SKIPPED, "superseded")
+DUE = (State.DUE, None)
 
 
 def key(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
+def event(id: str, *deliveries: NewDelivery, claim: NewClaim | None = None, subjects: tuple[str, ...] = ()) -> NewEvent:
+    keys = tuple(key(subject) for subject in subjects)
+    return NewEvent(key(f"event {id}"), f"sealed {id}".encode(), deliveries or (SINK,), claim, keys)
+
+
 def webhook(
     id: str,
-    *deliveries: NewDelivery,
+    *events: NewEvent,
     at: int = NOW,
-    claim: NewClaim | None = None,
-    bare: NewClaim | None = None,
-    subjects: tuple[bytes, ...] = (),
+    bare: tuple[NewClaim, ...] = (),
     learned: tuple[LinkPart, ...] = (),
     account: str = "",
+    type: str = "t",
 ) -> Acceptance:
-    """A webhook with one event for these deliveries, or none."""
-    event = NewEvent(key(f"event {id}"), f"sealed {id}".encode(), deliveries, claim, subjects)
+    """Return a webhook with these events, and the duplicate key that its account, type and id give it."""
     return Acceptance(
-        key=key(f"{account} {id}"),
+        key=key(f"{account} {type} {id}"),
         source="stripe",
         account=account,
-        type="t",
+        type=type,
         id=id,
         occurred_at=at,
         received_at=at,
@@ -37,20 +56,60 @@ def webhook(
         mapping="m",
         sealed=b"sealed",
         notes=b"[]",
-        events=(event,) if deliveries else (),
-        bare_claims=(bare,) if bare else (),
+        events=events,
+        bare_claims=bare,
         learned=learned,
         links_expire_at=at + 400 * DAY,
     )
 
 
-def report(id: str, *keys: str, hold: int = 0, emits: bool = True, at: int = NOW) -> Acceptance:
-    """A webhook that reports a payment under some keys, as a purchase or only to tie the keys together."""
-    claim = NewClaim(tuple(key(each) for each in keys), "purchase" if emits else None, at + hold if hold else 0)
-    if emits:
-        return webhook(id, NewDelivery("sink"), at=at, claim=claim)
-    return webhook(id, at=at, bare=claim)
+def simple(id: str, at: int = NOW, skip: SkipReason | None = None) -> Acceptance:
+    """Return a webhook with one event for one destination."""
+    return webhook(id, event(id, NewDelivery("sink", skip)), at=at)
+
+
+def report(
+    id: str, *keys: str, hold: int = 0, name: str = "purchase", at: int = NOW, to: tuple[NewDelivery, ...] = (SINK,)
+) -> Acceptance:
+    """Return a webhook that reports a payment under these keys.
+
+    As in translation, the first key and the name make the event's id: several webhooks may agree on one.
+    """
+    claim = NewClaim(tuple(key(each) for each in keys), name, at + hold if hold else 0)
+    return webhook(id, event(f"{keys[0]} {name}", *to, claim=claim), at=at)
+
+
+def tie(id: str, *keys: str, at: int = NOW) -> Acceptance:
+    """Return a webhook that says which keys are one payment, and emits nothing."""
+    return webhook(id, at=at, bare=(NewClaim(tuple(key(each) for each in keys)),))
 
 
 def part(subject: str, value: str, at: int = NOW, product: str = "", *, learned: bool = False) -> LinkPart:
     return LinkPart(key(subject), product, value.encode(), at, learned)
+
+
+async def lease(store: Store, now: int = NOW, limit: int = 100, destination: str = "sink") -> list[Lease]:
+    """Lease what is due, for a minute."""
+    leases, _ = await store.lease(destination, limit, now, now + MINUTE)
+    return leases
+
+
+async def settle(store: Store, outcome: State, now: int = NOW, due_at: int = 0) -> None:
+    """Lease the one delivery that is due, and settle it after one try."""
+    (leased,) = await lease(store, now)
+    await store.settle([Settlement(leased, outcome, "why", due_at, Attempt(now, 5, 500, "why"))])
+
+
+async def accept(store: Store, *acceptances: Acceptance) -> list[int]:
+    """Accept one after another, and return their numbers."""
+    return [(await store.accept(each)).webhook for each in acceptances]
+
+
+async def states(store: Store, *webhooks: int) -> list[tuple[State, str | None]]:
+    """Return state and reason of each delivery of these webhooks."""
+    return [(each.state, each.reason) for webhook in webhooks for each in await store.deliveries(webhook)]
+
+
+async def linked(store: Store, subject: str, now: int = NOW) -> dict[str, bytes]:
+    """Return what is linked to a subject, by product."""
+    return {each.part: each.sealed for each in (await store.resolve([key(subject)], now)).get(key(subject), [])}

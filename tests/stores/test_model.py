@@ -1,0 +1,228 @@
+"""A store and a model of it (`model.py`) go through the same generated days, crashes included, and never differ."""
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec import structs
+
+from gateway.deliveries import (
+    Acceptance,
+    Attempt,
+    Lease,
+    LinkPart,
+    NewClaim,
+    NewDelivery,
+    NewEvent,
+    Settlement,
+    SkipReason,
+    State,
+)
+from tests.stores.harness import HARNESSES, Harness
+from tests.stores.model import Delivery, Model
+from tests.stores.reports import DAY, MINUTE, NOW, key, webhook
+
+T = TypeVar("T")
+
+SUBJECTS = ("user", "customer", "cart")
+PAYMENT_KEYS = ("pi", "in", "cs", "ch")
+DESTINATIONS = ("sink", "other")
+OUTCOMES = (State.SENT, State.DEAD, State.SKIPPED, State.DUE, State.PARKED)
+
+some_keys = st.lists(st.sampled_from(PAYMENT_KEYS), min_size=1, max_size=3, unique=True)
+some_subjects = st.lists(st.sampled_from(SUBJECTS), max_size=2, unique=True)
+pauses = st.sampled_from([0, 1, MINUTE // 2, 2 * MINUTE])
+skips: st.SearchStrategy[SkipReason | None] = st.sampled_from([None, None, None, "no_consent"])
+picks = st.integers(0, 10**6)
+
+
+@st.composite
+def events(draw: st.DrawFn) -> tuple[list[str], str, int, int, list[str], list[tuple[str, SkipReason | None]]]:
+    """Draw what an event is made of: payment keys, name, hold, wait for a link, subjects, destinations."""
+    to = draw(st.lists(st.sampled_from(DESTINATIONS), min_size=1, max_size=2, unique=True))
+    name = draw(st.sampled_from(["purchase", "purchase", "purchase", "refund"]))
+    keys = draw(st.one_of(some_keys, st.just([])))
+    return keys, name, draw(pauses), draw(pauses), draw(some_subjects), [(each, draw(skips)) for each in to]
+
+
+class StoreAndModel(RuleBasedStateMachine):
+    """Each rule does the same to both and compares the answers; `_agree` compares what they hold."""
+
+    harness_type: ClassVar[type[Harness]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.runner = asyncio.Runner()
+        self.harness = self.harness_type(Path(self.folder.name))
+        self.model = Model()
+        self.now = NOW
+        self.came = 0
+        self.leases: list[Lease] = []
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    @initialize()
+    def open(self) -> None:
+        self.store = self.run(self.harness.open())
+
+    def teardown(self) -> None:
+        self.run(self.harness.close())
+        self.runner.close()
+        self.folder.cleanup()
+
+    # what happens
+
+    @rule(made=st.lists(events(), max_size=2), ties=st.lists(some_keys, max_size=1), taught=some_subjects)
+    def accept(self, made: list[Any], ties: list[list[str]], taught: list[str]) -> None:
+        self.came += 1
+        new = self._webhook(str(self.came), made, ties, taught)
+        receipt = self.run(self.store.accept(new))
+        assert not receipt.duplicate
+        assert receipt.webhook not in self.model.webhooks
+        assert receipt.due == self.model.accept(receipt.webhook, new)
+        self._agree()
+
+    @precondition(lambda self: self.model.webhooks)
+    @rule(pick=picks)
+    def accept_again(self, pick: int) -> None:
+        number, known = self._one(pick)
+        receipt = self.run(self.store.accept(structs.replace(known, received_at=self.now)))
+        assert (receipt.webhook, receipt.duplicate, receipt.due) == (number, True, frozenset())
+        self._agree()
+
+    @precondition(lambda self: self.model.webhooks)
+    @rule(pick=picks, made=st.none() | st.lists(events(), max_size=2))
+    def replay(self, pick: int, made: list[Any] | None) -> None:
+        number, known = self._one(pick)
+        new = known if made is None else self._webhook(known.id, made, [], [])
+        if self.model.webhooks[number].erased:
+            with pytest.raises(ValueError, match="past retention"):
+                self.run(self.store.replay(number, new, self.now))
+        else:
+            receipt = self.run(self.store.replay(number, new, self.now))
+            assert receipt.due == self.model.replay(number, new, self.now)
+        self._agree()
+
+    @rule(destination=st.sampled_from(DESTINATIONS), limit=st.integers(1, 3))
+    def lease(self, destination: str, limit: int) -> None:
+        until = self.now + MINUTE
+        leased, next_due = self.run(self.store.lease(destination, limit, self.now, until))
+        due = self.model.due(destination, self.now)
+        times = [self.model.deliveries[each.webhook, each.number].due_at for each in leased]
+        assert times == [each.due_at for each in due[:limit]]  # of several due at once any may come first
+        assert {(each.webhook, each.number) for each in leased} <= {(each.webhook, each.number) for each in due}
+        assert leased == [self.model.lease(each.webhook, each.number, until) for each in leased]
+        assert next_due == self.model.next_due(destination)
+        self.leases += leased
+        self._agree()
+
+    @precondition(lambda self: self.leases)
+    @rule(pick=picks, outcome=st.sampled_from(OUTCOMES), pause=pauses, tried=st.booleans())
+    def settle(self, pick: int, outcome: State, pause: int, tried: bool) -> None:
+        lease = self.leases[-1 - pick % min(4, len(self.leases))]  # held, settled or long lost
+        attempt = Attempt(self.now, 5, 500, "why", b"answer") if tried else None
+        rendered = b"as sent" if outcome in {State.DUE, State.PARKED} else None
+        settlement = Settlement(lease, outcome, "why", self.now + pause, attempt, rendered)
+        assert self.run(self.store.settle([settlement])) == self.model.settle(settlement)
+        self._agree()
+
+    @rule(subject=st.sampled_from(SUBJECTS), product=st.sampled_from(["", "nexly"]), age=pauses, learned=st.booleans())
+    def link(self, subject: str, product: str, age: int, learned: bool) -> None:
+        part = LinkPart(key(subject), product, f"{self.now} {age}".encode(), self.now - age, learned)
+        ends = self.now + 10 * MINUTE
+        assert self.run(self.store.link([part], ends, self.now)) == self.model.link((part,), ends, self.now)
+        self._agree()
+
+    @rule(pause=st.sampled_from([1, MINUTE // 2, MINUTE, 3 * MINUTE]))
+    def time_passes(self, pause: int) -> None:
+        self.now += pause
+
+    @rule(long=st.sampled_from([MINUTE, 5 * MINUTE, DAY, 91 * DAY]))
+    def purge(self, long: int) -> None:
+        self.now += long
+        retention = 4 * MINUTE
+        assert self.run(self.store.purge(self.now, retention)) == self.model.purge(self.now, retention)
+        self.leases = [each for each in self.leases if each.webhook in self.model.webhooks]
+        self._agree()
+
+    @rule(cleanly=st.booleans())
+    def process_ends(self, cleanly: bool) -> None:
+        self.store = self.run(self.harness.open() if cleanly else self.harness.crash())
+        self.model.crash()
+        self._agree()
+
+    # what must hold
+
+    def _agree(self) -> None:
+        """Compare all that can be seen. No delivery is in no state, none in two, as the model can hold neither."""
+        self.run(self._compare())
+
+    async def _compare(self) -> None:
+        assert await self.store.counts() == self.model.counts()
+        stored = await self.store.webhooks(limit=1000)
+        assert [each.webhook for each in stored] == sorted(self.model.webhooks, reverse=True)
+        found = await asyncio.gather(*(self.store.deliveries(number) for number in self.model.webhooks))
+        for number, deliveries in zip(self.model.webhooks, found, strict=True):
+            seen = [(d.number, d.destination, d.event, d.state, d.reason, d.due_at, d.attempts) for d in deliveries]
+            assert seen == [_seen(each) for each in sorted(self.model.of(number), key=lambda each: each.number)]
+        links = await self.store.resolve([key(subject) for subject in SUBJECTS], self.now)
+        for subject in map(key, SUBJECTS):
+            assert {part.part: part for part in links.get(subject, [])} == self.model.resolve(subject, self.now)
+
+    def _one(self, pick: int) -> tuple[int, Acceptance]:
+        numbers = sorted(self.model.webhooks)
+        number = numbers[pick % len(numbers)]
+        return number, self.model.webhooks[number].acceptance
+
+    def _webhook(self, id: str, made: list[Any], ties: list[list[str]], taught: list[str]) -> Acceptance:
+        return webhook(
+            id,
+            *(self._event(id, *each) for each in made),
+            at=self.now,
+            bare=tuple(NewClaim(tuple(key(each) for each in keys)) for keys in ties),
+            learned=tuple(LinkPart(key(each), "", b"taught", self.now, learned=True) for each in taught),
+        )
+
+    def _event(
+        self,
+        webhook: str,
+        keys: list[str],
+        name: str,
+        hold: int,
+        wait: int,
+        subjects: list[str],
+        to: list[tuple[str, SkipReason | None]],
+    ) -> NewEvent:
+        held_until = self.now + hold if hold else 0
+        return NewEvent(
+            id=key(f"{keys[0] if keys else webhook} {name}"),
+            sealed=f"event of {webhook}".encode(),
+            deliveries=tuple(NewDelivery(each, skip, self.now + wait if wait else 0) for each, skip in to),
+            claim=NewClaim(tuple(key(each) for each in keys), name, held_until) if keys else None,
+            subjects=tuple(key(each) for each in subjects) if wait else (),
+        )
+
+
+def _seen(it: Delivery) -> tuple[object, ...]:
+    return it.number, it.destination, it.event.sealed, it.state, it.reason, it.due_at, tuple(it.attempts)
+
+
+@pytest.mark.parametrize("store", HARNESSES)
+def test_a_store_does_what_its_model_does(store: str) -> None:
+    budget = settings(
+        max_examples=40,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    )
+    machine = type("StoreAndModel", (StoreAndModel,), {"harness_type": HARNESSES[store]})
+    run_state_machine_as_test(machine, settings=budget)

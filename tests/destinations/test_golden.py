@@ -5,6 +5,7 @@ anonymous id where there is no visitor (ours are made from the event, so that th
 User-Agent is our own; `$identify` carries no raw name and email; Nexly also gets an Idempotency-Key.
 """
 
+import functools
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -51,6 +52,7 @@ EVENTS = {
         "purchase",
         at=1751373296000,
         user_id="user_1",
+        identity={"default": {"email": "86500804d4aa2249bdf6687587eb061a86264d1e81d5a5c4750c88b2ec2d9093"}},
         visitor=seen(FIRST, SESSION),
         properties={
             "order_id": "ORD-1234",
@@ -101,6 +103,7 @@ EVENTS = {
 }
 
 
+@functools.cache
 def destination(name: str, **settings: str) -> Destination:
     return load_mappings(bundled(), {**SETTINGS, **settings}.get).destinations[name]
 
@@ -138,6 +141,22 @@ def test_datalyr_as_its_sdk_writes_it(name: str, golden: dict[str, object]) -> N
     check(destination("datalyr"), name, golden)
 
 
+@pytest.mark.parametrize(("name", "golden"), cases("webhook"))
+def test_an_own_endpoint_gets_the_canonical_event(name: str, golden: dict[str, object]) -> None:
+    check(destination("webhook"), name, golden)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_try_has_the_same_body(name: str) -> None:
+    for to in (destination("nexly"), destination("datalyr"), destination("webhook")):
+        rendered = [render(EVENTS[name], to) for _ in range(2)]
+        assert rendered[0] == rendered[1]
+        bodies = {
+            pack([bytes(each)], to, "evt", now).body for now, each in enumerate(rendered) if isinstance(each, bytes)
+        }
+        assert len(bodies) == 1
+
+
 def test_what_a_try_stores_holds_no_secret() -> None:
     for name in ("nexly", "datalyr", "webhook"):
         rendered = render(EVENTS["purchase"], destination(name))
@@ -163,6 +182,8 @@ def test_an_own_endpoint_gets_a_body_that_its_secret_verifies() -> None:
         ("5000", "JPY", b"5000"),
         ("1.234", "KWD", b"1.234"),
         ("123456789012.34", "USD", b"123456789012.34"),
+        ("9999999999999.99", "USD", b"9999999999999.99"),
+        ("0.1", "USD", b"0.1"),
     ],
 )
 def test_money_is_written_exactly(amount: str, currency: str, written: bytes) -> None:

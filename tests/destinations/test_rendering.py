@@ -1,0 +1,171 @@
+"""What a destination's file can say: whom it needs, how events share a request, which answers are worth another try."""
+
+from decimal import Decimal
+from pathlib import Path
+from uuid import NAMESPACE_OID, uuid5
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from gateway.deliveries import State
+from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.destinations import Destination, Response, Unrenderable, compile_destination, judge, pack, render
+from gateway.documents import MappingErrors, parse
+from gateway.events import Event, ProductIds, Visitor
+from gateway.money import Money
+from gateway.server import running
+from gateway.store.sqlite import SqliteStore
+from tests.destinations.test_collectors import NOW, SEALER, acceptance
+from tests.promises.collector import Collector
+
+HEAD = """
+destination: batching
+enabled_by: [SINK]
+endpoint: ${SINK}
+secrets: {key: "${KEY}"}
+"""
+BATCH = """
+event: {name: name, value: minor(properties.value)}
+body: {key: secrets.key, events: events}
+batch: {max_events: 3, max_bytes: 60}
+"""
+PLAIN = """
+event: {name: name}
+body: event
+"""
+
+
+def destination(text: str, url: str = "https://sink.example/") -> Destination:
+    variables = {"SINK": url, "KEY": "k_private"}
+    return compile_destination(parse(HEAD + text, "d.yaml"), "v", variables.get)
+
+
+def event(number: int, **changes: object) -> Event:
+    defaults: dict[str, object] = {
+        "id": str(uuid5(NAMESPACE_OID, str(number))),
+        "name": f"event_{number}",
+        "properties": {"value": Money(Decimal(f"{number}.50"), "USD")},
+        "at": NOW,
+        **dict.fromkeys(["source", "webhook_id", "type", "rule"], "x"),
+    }
+    return Event(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def rendered(each: Event, to: Destination) -> bytes:
+    made = render(each, to)
+    assert isinstance(made, bytes)
+    return made
+
+
+def test_events_share_a_request_in_their_envelope() -> None:
+    to = destination(BATCH)
+    parts = [rendered(event(number), to) for number in (1, 2)]
+    assert parts == [b'{"name":"event_1","value":150}', b'{"name":"event_2","value":250}']
+    request = pack(parts, to, "id", 0)
+    assert request.body == b'{"key":"k_private","events":[' + b",".join(parts) + b"]}"
+
+
+async def test_the_loop_keeps_to_the_limits_of_a_batch(tmp_path: Path) -> None:
+    collector, store, sender = Collector(), SqliteStore.open(tmp_path / "g.db", SEALER.fingerprint()), HttpSender(8)
+    long = event(5, name="a_name_that_is_longer_than_all_that_a_request_may_carry_by_itself")
+    with running(collector.app()) as url:
+        to = destination(BATCH, f"{url}/sink")
+        await store.accept(acceptance([event(1), event(2), event(3), event(4), long], to))
+        loop = DeliveryLoop("batching", lambda: to, store, SEALER, sender, lambda: NOW, lambda _low, high: high)
+        await loop.step()
+    await sender.close()
+    await store.close()
+    bodies = [msgspec.json.decode(body)["events"] for _, body in collector.requests]
+    assert [len(events) for events in bodies] == [1, 1, 1, 1, 1]  # each is 30 bytes, and a comma: two are 62
+    assert [events[0]["value"] for events in bodies] == [150, 250, 350, 450, 550]
+
+
+async def test_a_batch_fails_and_comes_again_whole(tmp_path: Path) -> None:
+    collector, store, sender = (
+        Collector([(500, {})]),
+        SqliteStore.open(tmp_path / "g.db", SEALER.fingerprint()),
+        HttpSender(8),
+    )
+    clock = [NOW]
+    with running(collector.app()) as url:
+        to = structs.replace(destination(BATCH, f"{url}/sink"), max_bytes=10_000)
+        receipt = await store.accept(acceptance([event(1), event(2), event(3)], to))
+        loop = DeliveryLoop("batching", lambda: to, store, SEALER, sender, lambda: clock[0], lambda _low, high: high)
+        await loop.step()
+        clock[0] += 3_600_000
+        await loop.step()
+        states = [(each.state, len(each.attempts)) for each in await store.deliveries(receipt.webhook)]
+    await sender.close()
+    await store.close()
+    assert states == [(State.SENT, 2)] * 3
+    assert collector.requests[0][1] == collector.requests[1][1]
+
+
+@pytest.mark.parametrize(
+    ("needs", "visitor", "taken"),
+    [
+        ("visitor.batching", None, False),
+        ("visitor.batching", Visitor({"": ProductIds("v_1")}), True),
+        ("visitor.batching", Visitor({"other": ProductIds("v_1")}), False),
+        ("visitor.batching || user_id", None, False),
+        ("identity.email", None, False),
+    ],
+)
+def test_an_event_without_the_person_that_is_needed_is_skipped(
+    needs: str, visitor: Visitor | None, taken: bool
+) -> None:
+    made = render(event(1, visitor=visitor), destination(f"{PLAIN}needs: {needs}\n"))
+    assert made == (b'{"name":"event_1"}' if taken else "no_person")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("event: {name: length(at_ms)}", "length"),
+        ("event: {name: minor(name)}", "minor"),
+    ],
+)
+def test_a_file_that_does_not_fit_an_event_is_unrenderable(text: str, complaint: str) -> None:
+    with pytest.raises(Unrenderable) as caught:
+        render(event(1), destination(f"{text}\nbody: event\n"))
+    assert str(caught.value).startswith("destination `batching` cannot write event `event_1`: ")
+    assert complaint in str(caught.value)
+
+
+def test_names_become_the_destinations_own() -> None:
+    assert rendered(event(1), destination(f"{PLAIN}names: {{event_1: Purchase}}\n")) == b'{"name":"Purchase"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "state"),
+    [
+        (200, b'{"ok":true}', State.SENT),
+        (200, b'{"ok":false}', State.DEAD),
+        (200, b"<html>", State.DEAD),
+        (200, b"", State.DEAD),
+        (402, b"", State.DUE),
+        (503, b"", State.DUE),
+        (429, b"", State.DEAD),
+        (0, b"", State.DEAD),
+    ],
+)
+def test_a_file_may_judge_answers_by_its_own_rules(status: int, body: bytes, state: State) -> None:
+    to = destination(f"{PLAIN}success: status == `200` && body.ok\nretry: {{on: [402, 5xx], for: 1h}}\n")
+    (outcome,) = judge(Response(status, body=body), to, 1)
+    assert outcome.state == state
+
+
+def test_each_event_of_a_batch_gets_its_own_outcome() -> None:
+    assert len(judge(Response(200), destination(BATCH), 3)) == 3
+
+
+def test_a_secret_is_in_no_print_of_a_destination_or_a_request() -> None:
+    to = destination(BATCH)
+    request = pack([rendered(event(1), to)], to, "id", 0)
+    assert "private" not in f"{to!r} {request!r} {to.secrets}"
+
+
+def test_an_endpoint_that_is_no_url_is_told() -> None:
+    with pytest.raises(MappingErrors, match=r"4:11: error: the endpoint is no http\(s\) URL"):
+        destination(PLAIN, "sink.example")

@@ -15,8 +15,12 @@ class Collector:
 
     def __init__(self, answers: list[tuple[int, dict[str, str]]] | None = None) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
-        self._answers = iter(answers or [])
+        self._answers = list(answers or [])
         self._arrived = threading.Condition()
+
+    def answer(self, *answers: tuple[int, dict[str, str]]) -> None:
+        """Give these answers next."""
+        self._answers += answers
 
     def app(self) -> Litestar:
         @post("/sink", status_code=200)
@@ -25,7 +29,7 @@ class Collector:
             with self._arrived:
                 self.requests.append((dict(request.headers), body))
                 self._arrived.notify_all()
-            status, headers = next(self._answers, (200, {}))
+            status, headers = self._answers.pop(0) if self._answers else (200, {})
             return Response("answer", status_code=status, headers=headers)
 
         return Litestar([collect], openapi_config=None, logging_config=None)

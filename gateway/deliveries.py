@@ -62,12 +62,13 @@ class NewDelivery(Struct, frozen=True):
 class NewClaim(Struct, frozen=True):
     """The payment that an event (or a rule that emits nothing) speaks of. `name` is the event's, None claims nothing.
 
-    `keys` are one payment from now on. `held_until` is 0 when the event does not step back for a better report.
+    `keys` are one payment from now on. `hold` is how long (ms) the event waits to step back for a surer report, one
+    with a shorter hold or none; 0 is the surest.
     """
 
     keys: tuple[bytes, ...]
     name: str | None = None
-    held_until: int = 0
+    hold: int = 0
 
 
 class NewEvent(Struct, frozen=True):

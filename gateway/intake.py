@@ -130,7 +130,7 @@ class Intake:
             sealed=self._sealer.seal(_kept(webhook), b"webhook"),
             notes=msgspec.json.encode(translation.notes),
             events=tuple(self._event(each, resolution, mappings, now) for each in translation.emissions),
-            bare_claims=tuple(_claim(webhook, payment, None, now) for payment in translation.payments),
+            bare_claims=tuple(_claim(webhook, payment, None) for payment in translation.payments),
             learned=resolution.learned,
             links_expire_at=now + LINKS_FOR,
         )
@@ -152,7 +152,7 @@ class Intake:
                 NewDelivery(name, route(event, destination, forward_tests=self._forward_tests), wait_until)
                 for name, destination in mappings.destinations.items()
             ),
-            claim=_claim(event, emission.payment, event.name, now) if emission.payment else None,
+            claim=_claim(event, emission.payment, event.name) if emission.payment else None,
             subjects=tuple(event.subjects.values()) if waits else (),
         )
 
@@ -164,10 +164,10 @@ class _Scoped(Protocol):
     def account(self) -> str: ...
 
 
-def _claim(scope: _Scoped, payment: Payment, name: str | None, now: int) -> NewClaim:
+def _claim(scope: _Scoped, payment: Payment, name: str | None) -> NewClaim:
     """Return a payment's claim; its keys mean something only within their source and account."""
     keys = tuple(_digest("payment", scope.source, scope.account, key) for key in payment.keys)
-    return NewClaim(keys, name, now + payment.hold if payment.hold else 0)
+    return NewClaim(keys, name, payment.hold)
 
 
 def duplicate_key(webhook: Webhook) -> bytes:

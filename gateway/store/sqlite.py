@@ -100,16 +100,22 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX link_expiry ON link (expires_at);
     """,
+    """
+    ALTER TABLE claim ADD COLUMN hold INTEGER NOT NULL DEFAULT 0
+    """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
 
 
 class _Claim(Struct, frozen=True):
+    """A payment's claim under one name. `hold` (ms) says how sure its report is: the shorter the surer."""
+
     payment: int
     event_id: bytes
     webhook: int
     event: int
     held_until: int
+    hold: int
 
 
 class SqliteStore:
@@ -402,12 +408,13 @@ def _store_events(
         _claim(connection, claim, None, next(payments), first_event, now)
     for event_number, event in enumerate(new.events, first_event):
         connection.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (webhook, event_number, event.id, event.sealed))
-        owner = _Claim(next(payments), event.id, webhook, event_number, event.claim.held_until if event.claim else 0)
+        hold = event.claim.hold if event.claim else 0
+        owner = _Claim(next(payments), event.id, webhook, event_number, now + hold if hold else 0, hold)
         taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, first_event, now)
         linked = any(delivery.wait_until for delivery in event.deliveries) and _any_linked(connection, event, now)
         rows: list[tuple[object, ...]] = []
         for delivery in event.deliveries:
-            row = _new_delivery(event, delivery, taken=taken, linked=linked, now=now)
+            row = _new_delivery(delivery, owner.held_until, taken=taken, linked=linked, now=now)
             number = next(numbers)
             # Plain integers: sqlite3 asks every value of a type it does not know whether it can be adapted.
             rows.append((webhook, number, event_number, delivery.destination, int(row[0]), *row[1:]))
@@ -425,14 +432,13 @@ def _store_events(
 
 
 def _new_delivery(
-    event: NewEvent, delivery: NewDelivery, *, taken: bool, linked: bool, now: int
+    delivery: NewDelivery, held_until: int, *, taken: bool, linked: bool, now: int
 ) -> tuple[State, str | None, int, int]:
     """Return state, reason, due_at and held_until of a delivery as accepted."""
     if delivery.skip is not None:
         return State.SKIPPED, delivery.skip, 0, 0
     if taken:
         return State.SKIPPED, "duplicate_payment", 0, 0
-    held_until = event.claim.held_until if event.claim else 0
     # A link that came between translation and this transaction must not be waited for: it is here already.
     wait_until = 0 if linked else delivery.wait_until
     due_at = max(held_until, wait_until, now)
@@ -463,8 +469,8 @@ def _claim(
     if payment != fresh and not _may_claim(connection, payment, claim.name, owner, first_event, now):
         return False
     connection.execute(
-        "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
-        (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until),
+        "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until, owner.hold),
     )
     return True
 
@@ -473,7 +479,7 @@ def _may_claim(
     connection: sqlite3.Connection, payment: int, name: str, owner: _Claim, first_event: int, now: int
 ) -> bool:
     row = connection.execute(
-        "SELECT payment, event_id, webhook, event, held_until FROM claim WHERE payment = ? AND name = ?",
+        "SELECT payment, event_id, webhook, event, held_until, hold FROM claim WHERE payment = ? AND name = ?",
         (payment, name),
     ).fetchone()
     if row is None:
@@ -481,7 +487,7 @@ def _may_claim(
     standing = _Claim(*row)
     if _same_event(standing, owner) and standing.event < first_event:
         return True  # its own, as it is being replayed
-    if owner.held_until or not _yields(connection, standing, now):
+    if owner.hold >= standing.hold or not _yields(connection, standing, now):
         return False
     _supersede(connection, standing)
     return True
@@ -492,7 +498,7 @@ def _same_event(one: _Claim, other: _Claim) -> bool:
 
 
 def _yields(connection: sqlite3.Connection, claim: _Claim, now: int) -> bool:
-    """Whether a claim steps back for one that is not held: its hold lasts, and nothing of it has gone out.
+    """Whether a claim steps back for a surer one: its hold lasts, and nothing of it has gone out.
 
     Time alone does not tell: `now` is when the other webhook came in, and a lease may have begun since; and a replay
     holds anew what is already sent elsewhere.
@@ -524,21 +530,21 @@ def _unite(connection: sqlite3.Connection, keys: tuple[bytes, ...], payment: int
 
 
 def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now: int) -> None:
-    """Two payments turn out to be one: of two claims under one name the one that is not held stays."""
-    select = "SELECT name, payment, event_id, webhook, event, held_until FROM claim WHERE payment = ?"
+    """Two payments turn out to be one: of two claims under one name the surer one stays."""
+    select = "SELECT name, payment, event_id, webhook, event, held_until, hold FROM claim WHERE payment = ?"
     standing = {name: _Claim(*rest) for name, *rest in connection.execute(select, (payment,))}
     for name, *rest in connection.execute(select, (other,)).fetchall():
         claim = _Claim(*rest)
         if rival := standing.get(name):
-            # Held ones step back for free ones; among equals the earlier webhook wins.
+            # What may have gone out stays, then what was held for less; among equals the earlier webhook wins.
             yields = {each: _yields(connection, each, now) for each in (claim, rival)}
-            order = sorted((claim, rival), key=lambda each: (yields[each], each.webhook, each.event))
+            order = sorted((claim, rival), key=lambda each: (yields[each], each.hold, each.webhook, each.event))
             claim, loser = order
             if yields[loser] and not _same_event(claim, loser):
                 _supersede(connection, loser)
         connection.execute(
-            "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?)",
-            (payment, name, claim.event_id, claim.webhook, claim.event, claim.held_until),
+            "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (payment, name, claim.event_id, claim.webhook, claim.event, claim.held_until, claim.hold),
         )
     connection.execute("DELETE FROM claim WHERE payment = ?", (other,))
 

@@ -42,6 +42,7 @@ class Claim:
     webhook: int
     event: bytes
     held_until: int
+    hold: int
     order: int
     """Grows with each claim made: tells one made in this pass from one that a replay finds."""
 
@@ -102,7 +103,7 @@ class Model:
         for event in events:
             taken = event.claim is not None and not self._claim(event.claim, webhook, event, began, now)
             for each in event.deliveries:
-                held = event.claim.held_until if event.claim else 0
+                held = now + event.claim.hold if event.claim and event.claim.hold else 0
                 wait = 0 if any(self.resolve(key, now) for key in event.subjects) else each.wait_until
                 made = Delivery(webhook, number, each.destination, event, State.DUE, None, now)
                 if each.skip or taken:
@@ -126,7 +127,7 @@ class Model:
             self.payments.remove(payment)
             for name, theirs in payment.claims.items():
                 ours = united.claims.get(name, theirs)
-                first, second = sorted((ours, theirs), key=lambda e: (self._yields(e, now), e.webhook, e.order))
+                first, second = sorted((ours, theirs), key=lambda e: (self._yields(e, now), e.hold, e.webhook, e.order))
                 if second is not first and self._yields(second, now):
                     self._supersede(second)
                 united.claims[name] = first
@@ -139,11 +140,12 @@ class Model:
         standing = payment.claims.get(claim.name)
         own = standing and (standing.webhook, standing.event) == (webhook, event.id) and standing.order <= began
         if standing and not own:
-            if claim.held_until or not self._yields(standing, now):
+            if claim.hold >= standing.hold or not self._yields(standing, now):
                 return False
             self._supersede(standing)
         self._claims += 1
-        payment.claims[claim.name] = Claim(webhook, event.id, claim.held_until, self._claims)
+        held_until = now + claim.hold if claim.hold else 0
+        payment.claims[claim.name] = Claim(webhook, event.id, held_until, claim.hold, self._claims)
         return True
 
     def _claimed(self, claim: Claim) -> list[Delivery]:

@@ -75,7 +75,7 @@ def report(
 
     As in translation, the first key and the name make the event's id: several webhooks may agree on one.
     """
-    claim = NewClaim(tuple(key(each) for each in keys), name, at + hold if hold else 0)
+    claim = NewClaim(tuple(key(each) for each in keys), name, hold)
     return webhook(id, event(f"{keys[0]} {name}", *to, claim=claim), at=at)
 
 

@@ -122,6 +122,24 @@ async def test_of_two_held_reports_the_first_stands(store: Store) -> None:
     assert await states(store, *numbers) == [ON_HOLD, DUPLICATE]
 
 
+@pytest.mark.parametrize("first", ["intent", "invoice"])
+async def test_of_two_held_reports_the_one_with_the_shorter_hold_stands(store: Store, first: str) -> None:
+    reports = {"intent": report("intent", "pi", hold=HOLD), "invoice": report("invoice", "in", "pi", hold=HOLD // 2)}
+    (intent,) = await accept(store, reports.pop(first))
+    (other,) = await accept(store, *reports.values())
+    sure, unsure = (other, intent) if first == "intent" else (intent, other)
+    assert await states(store, sure) == [ON_HOLD]
+    assert (await states(store, unsure))[0] in (SUPERSEDED, DUPLICATE)
+    await accept(store, report("session", "cs", "pi"))
+    assert await states(store, sure) == [SUPERSEDED]
+
+
+async def test_a_tie_of_two_held_reports_leaves_the_one_with_the_shorter_hold(store: Store) -> None:
+    held = (report("a", "1", hold=HOLD), report("b", "2", hold=HOLD // 2))
+    numbers = await accept(store, *held, tie("tie", "2", "1"))
+    assert await states(store, *numbers) == [SUPERSEDED, ON_HOLD]
+
+
 async def test_a_held_report_after_a_free_one_is_a_duplicate(store: Store) -> None:
     numbers = await accept(store, report("session", "cs", "pi"), report("intent", "pi", hold=HOLD))
     assert await states(store, *numbers) == [DUE, DUPLICATE]

@@ -201,12 +201,11 @@ class StoreAndModel(RuleBasedStateMachine):
         subjects: list[str],
         to: list[tuple[str, SkipReason | None]],
     ) -> NewEvent:
-        held_until = self.now + hold if hold else 0
         return NewEvent(
             id=key(f"{keys[0] if keys else webhook} {name}"),
             sealed=f"event of {webhook}".encode(),
             deliveries=tuple(NewDelivery(each, skip, self.now + wait if wait else 0) for each, skip in to),
-            claim=NewClaim(tuple(key(each) for each in keys), name, held_until) if keys else None,
+            claim=NewClaim(tuple(key(each) for each in keys), name, hold) if keys else None,
             subjects=tuple(key(each) for each in subjects) if wait else (),
         )
 

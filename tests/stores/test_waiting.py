@@ -12,7 +12,7 @@ ON_HOLD = (State.WAITING, "hold")
 
 
 def waiting(id: str = "a", *, hold: int = 0, subjects: tuple[str, ...] = ("user", "customer")) -> Acceptance:
-    claim = NewClaim((key(id),), "purchase", NOW + hold) if hold else None
+    claim = NewClaim((key(id),), "purchase", hold) if hold else None
     deliveries = (NewDelivery("sink", wait_until=NOW + WAIT), NewDelivery("other", wait_until=NOW + WAIT))
     return webhook(id, event(id, *deliveries, claim=claim, subjects=subjects))
 

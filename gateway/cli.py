@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,6 +146,49 @@ def translate(source: str, file: str, header: tuple[str, ...], destination: str 
 
 
 @main.command()
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("-k", "word", metavar="TEXT", help="Only tests whose file or name has this text in it.")
+@click.option("--update", is_flag=True, help="Rewrite the expectations of failing tests as they came out.")
+def test(path: Path | None, word: str | None, update: bool) -> None:
+    """Run the tests beside the mappings in PATH (a mappings folder, or one file of tests).
+
+    Says which rules no test reaches. Exits 1 if a test fails.
+    """
+    from gateway.mapping_tests import load_tests, rewritten, run_test
+
+    settings = _settings()
+    folder, only = (path, None) if path is None or (path / "sources").is_dir() else (_folder_of(path), path)
+    folder = folder or settings.mappings
+    mappings = _mappings(folder, _Filled(settings.environment))
+    tests = [each for each in _checked(load_tests, folder, mappings, only) if not word or word in each.name]
+    if not tests:
+        _fail(f"error: there is no test in {path or folder}" + (f" with `{word}` in its name" if word else ""), 2)
+    failed: dict[str, list[Any]] = {}
+    reached: dict[str, set[str]] = {}
+    for file, of_file in groupby(tests, key=lambda each: each.document.file):
+        done = [(each, asyncio.run(run_test(each, mappings, folder))) for each in of_file]
+        bad = [(each, result) for each, result in done if result.failures]
+        name = Path(file).relative_to(folder) if Path(file).is_relative_to(folder) else file
+        click.echo(f"{'FAIL' if bad else 'ok  '}  {name}  {len(done) - len(bad)} of {len(done)}")
+        for each, result in bad:
+            click.echo(f"  {each.spec.name}")
+            for failure in result.failures:
+                click.echo(_indented(str(failure), "    "))
+        if bad:
+            failed[file] = bad
+        for each, result in done:
+            reached.setdefault(each.source, set()).update(result.reached)
+    if only is None and word is None:
+        _tell_unreached(mappings, reached)
+    if update:
+        for file, bad in failed.items():
+            Path(file).write_text(rewritten(bad, Path(file).read_text()))
+            click.echo(f"updated {file}: look at the difference before you keep it")
+    elif failed:
+        sys.exit(1)
+
+
+@main.command()
 @click.argument("source")
 @click.argument("file", required=False)
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway to post to.")
@@ -157,8 +201,7 @@ def send(source: str, file: str | None, url: str, secret: str | None, header: tu
     """
     import httpx
 
-    from gateway.demo import sample_headers
-    from gateway.mappings import minified, samples
+    from gateway.mappings import minified, sample_headers, samples
     from gateway.signatures import SignatureError, sign
 
     settings = _settings()
@@ -174,7 +217,8 @@ def send(source: str, file: str | None, url: str, secret: str | None, header: tu
         signature = sign(mappings.sources[source].verification, body, time.time(), f"msg_{time.time_ns()}")
     except SignatureError:
         _fail(f"error: no secret to sign with: give --secret, or set what `verify.secrets` of {source} names", 2)
-    headers = sample_headers(source, Path(file).name, body) | signature | _pairs(header)
+    known = sample_headers(settings.mappings, source, Path(file).name, body, time.time())
+    headers = known | signature | _pairs(header)
     try:
         answer = httpx.post(f"{url.rstrip('/')}/webhooks/{source}", content=body, headers=headers, timeout=30)
     except httpx.HTTPError as error:
@@ -219,6 +263,34 @@ def replay(webhook: str) -> None:
     click.echo(f"replayed {replayed} webhook{'s' if replayed > 1 else ''}; a running gateway delivers what is due")
 
 
+def _folder_of(path: Path) -> Path:
+    """Return the mappings folder that a file or a folder of tests belongs to."""
+    for parent in path.resolve().parents:
+        if (parent / "sources").is_dir():
+            return parent
+    _fail(f"error: {path} is not inside a mappings folder (one with `sources/` in it)", 2)
+
+
+def _tell_unreached(mappings: Any, reached: dict[str, set[str]]) -> None:
+    for source in mappings.sources.values():
+        idle = [rule.name for rule in source.rules if rule.name not in reached.get(source.name, ())]
+        if idle:
+            click.echo(f"no test reaches these rules of {source.name}: {', '.join(idle)}")
+
+
+def _checked(load: Any, *arguments: Any) -> Any:
+    from gateway.documents import MappingErrors
+
+    try:
+        return load(*arguments)
+    except MappingErrors as errors:
+        _fail(str(errors))
+
+
+def _indented(text: str, indent: str) -> str:
+    return "\n".join(indent + line for line in text.splitlines())
+
+
 class _Filled:
     """Stands in for settings that are missing, so that a dry run needs no credentials."""
 
@@ -228,6 +300,8 @@ class _Filled:
     def __call__(self, name: str) -> str:
         if value := self._environment(name):
             return str(value)
+        if name.endswith("_WEBHOOK_URL"):
+            return "https://gateway.example/webhooks"
         if name.endswith(("_URL", "_HOST")):
             return ""  # the default of the file, if it has one
         return "whsec_AAAA" if name.endswith("_SECRET") else f"<{name}>"
@@ -257,15 +331,14 @@ def _known(name: str, known: Any, what: str) -> None:
 
 def _body(source: str, file: str) -> tuple[bytes, dict[str, str]]:
     """Return a body from a file or a bundled sample, with the headers that belong to it."""
-    from gateway.demo import sample_headers
-    from gateway.mappings import sample, samples
+    from gateway.mappings import sample, sample_headers, samples
 
     folder = _settings().mappings
     body = Path(file).read_bytes() if Path(file).is_file() else sample(folder, source, file)
     if body is None:
         names = ", ".join(samples(folder, source)[:6])
         _fail(f"error: {file} is neither a file nor a sample of {source}; samples are: {names} …", 2)
-    return body, sample_headers(source, Path(file).name, body)
+    return body, sample_headers(folder, source, Path(file).name, body, time.time())
 
 
 def _pairs(headers: tuple[str, ...]) -> dict[str, str]:

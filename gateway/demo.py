@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 import httpx
 import msgspec
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from gateway.app import create_app
-from gateway.mappings import bundled, load_mappings, minified, sample
+from gateway.mappings import bundled, load_mappings, minified, sample, sample_headers
 from gateway.server import running
 from gateway.settings import Settings, load_settings
 from gateway.signatures import VerifySpec, compile_verification, sign, verify
@@ -208,29 +207,11 @@ def _sample(source: str, name: str) -> bytes:
     return minified(body)
 
 
-def sample_headers(source: str, name: str, body: bytes) -> dict[str, str]:
-    """Return the headers, besides the signature, that a provider sends with a sample."""
-    headers = {"content-type": "application/json"}
-    if source == "shopify":
-        topic = name.removesuffix(".json").replace(".", "/", 1)
-        headers |= {
-            "x-shopify-topic": topic,
-            "x-shopify-shop-domain": "demo-shop.myshopify.com",
-            "x-shopify-event-id": _content_id(body),
-            "x-shopify-webhook-id": _content_id(body + topic.encode()),
-            "x-shopify-triggered-at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-    return headers
-
-
-def _content_id(body: bytes) -> str:
-    return str(uuid5(NAMESPACE_OID, body.decode("latin-1")))
-
-
 def _send(gateway: str, settings: Settings, step: Step, console: Console) -> bool:
     body = _sample(step.source, step.sample)
     source = load_mappings(settings.mappings, settings.environment).sources[step.source]
-    headers = sample_headers(step.source, step.sample, body) | sign(source.verification, body, time.time())
+    now = time.time()
+    headers = sample_headers(bundled(), step.source, step.sample, body, now) | sign(source.verification, body, now)
     answer = httpx.post(f"{gateway}/webhooks/{step.source}", content=body + b" " * step.forged, headers=headers)
     told = msgspec.json.decode(answer.content)
     note = "duplicate" if told.get("duplicate") else str(told.get("reason", ""))

@@ -221,7 +221,7 @@ def _document(event: Event, destination: Destination) -> dict[str, object]:
         "name": destination.names.get(event.name, event.name),
         "event": event.name,
         "kind": event.kind,
-        "at": _iso(event.at),
+        "at": iso(event.at),
         "at_ms": event.at,
         "user_id": event.user_id,
         "identity": event.identity.get(destination.profile.name, {}),
@@ -241,7 +241,8 @@ def _document(event: Event, destination: Destination) -> dict[str, object]:
     }
 
 
-def _iso(at: int) -> str:
+def iso(at: int) -> str:
+    """Return a time, in ms since 1970, as ISO 8601 in UTC with milliseconds."""
     return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec import structs
 
-from gateway.destinations import Destination, Unrenderable, pack, plain, render
+from gateway.destinations import Destination, Unrenderable, iso, pack, plain, render
 from gateway.events import Event
 from gateway.mappings import Mappings
 from gateway.sealing import Secret
@@ -23,9 +23,10 @@ def events_of(mappings: Mappings, source: str, headers: Mapping[str, str], body:
 
 
 def shown(event: Event) -> dict[str, object]:
-    """Return an event as it is printed: money in major units, subjects by name."""
+    """Return an event as it is printed: money in major units, times in ISO 8601, subjects by name."""
     known = {name: value for name, value in structs.asdict(event).items() if value not in (None, {}, "")}
-    return known | {"properties": plain(event.properties), "subjects": list(event.subjects)}
+    printed = {"at": iso(event.at), "properties": plain(event.properties), "subjects": list(event.subjects)}
+    return known | printed
 
 
 def requests_of(translation: Translation, destination: Destination, now: int = 0) -> Iterator[str]:

@@ -3,7 +3,7 @@
 `receive` returns only after the webhook and all that follows from it are durable.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
@@ -91,10 +91,19 @@ class Intake:
 
         Raises `UnknownSource`, `SignatureError`, `MalformedWebhook`, `StoreUnavailable`; nothing is stored then.
         """
-        mappings = self._mappings()
-        origin = self.source(source)
-        webhook = read(headers, body, origin, self._clock())
-        acceptance = await self._accept(webhook, origin, mappings, webhook.received_at)
+        mappings, origin = self._mappings(), self.source(source)
+        return await self._keep(read(headers, body, origin, self._clock()), origin, mappings)
+
+    async def take(self, source: str, headers: Mapping[str, str], body: bytes) -> Received:
+        """Keep a request whose origin is known by other means than its signature, as `receive` does.
+
+        Raises `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`.
+        """
+        mappings, origin = self._mappings(), self.source(source)
+        return await self._keep(read_verified(headers, body, origin, self._clock()), origin, mappings)
+
+    async def _keep(self, webhook: Webhook, source: Source, mappings: Mappings) -> Received:
+        acceptance = await self._accept(webhook, source, mappings, webhook.received_at)
         receipt = await self._store.accept(acceptance)
         self._wake(receipt.due)
         return Received(webhook.id, receipt)

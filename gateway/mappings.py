@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.destinations import Destination, compile_destination, enabled
-from gateway.documents import Diagnostic, Document, MappingErrors, Variables, parse, yaml_files
+from gateway.documents import Diagnostic, Document, MappingErrors, Variables, parse, shape, yaml_files
 from gateway.identity import PROFILES, Profile
 from gateway.sources import Source, compile_source
 
@@ -92,6 +94,29 @@ def sample(path: Path, source: str, name: str) -> bytes | None:
 def samples(path: Path, source: str) -> list[str]:
     """Return the names of a source's samples."""
     return sorted(file.stem for file in (path / "samples" / source).glob("*.json"))
+
+
+def sample_headers(path: Path, source: str, name: str, body: bytes, now: float) -> dict[str, str]:
+    """Return the headers, names in lower case, that a provider sends with a sample besides the signature.
+
+    `samples/<source>/headers.yaml` gives them by the sample's name, `*` as a wildcard; `{hash}` stands for the body's
+    SHA-256 (32 hex digits of it) and `{now}` for the time (`now`, in seconds). Raises `MappingErrors`.
+    """
+    headers = {"content-type": "application/json"}
+    file = path / "samples" / source / "headers.yaml"
+    if not file.is_file():
+        return headers
+    values = {
+        "{hash}": hashlib.sha256(body).hexdigest()[:32],
+        "{now}": datetime.fromtimestamp(now, UTC).isoformat("T", "seconds").replace("+00:00", "Z"),
+    }
+    for pattern, given in shape(read_document(file)[0], dict[str, dict[str, str]]).items():
+        if fnmatchcase(name.removesuffix(".json"), pattern):
+            for header, text in given.items():
+                for placeholder, value in values.items():
+                    text = text.replace(placeholder, value)
+                headers[header.lower()] = text
+    return headers
 
 
 def minified(body: bytes) -> bytes:

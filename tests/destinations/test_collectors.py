@@ -12,11 +12,10 @@ from msgspec import structs
 
 from gateway.deliveries import Acceptance, NewDelivery, NewEvent, State
 from gateway.delivery import USER_AGENT, DeliveryLoop, HttpSender
-from gateway.demo import sample_headers
 from gateway.destinations import Destination, route
 from gateway.dry_run import events_of
 from gateway.events import Event, encode_event
-from gateway.mappings import bundled, load_mappings
+from gateway.mappings import bundled, load_mappings, sample_headers
 from gateway.sealing import Sealer, Secret
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
@@ -109,7 +108,9 @@ def sampled() -> dict[str, Event]:
     found = {name: structs.replace(each, id=str(uuid5(NAMESPACE_OID, each.id))) for name, each in EVENTS.items()}
     for file in sorted((bundled() / "samples").glob("*/*.json")):
         source, body = file.parent.name, file.read_bytes()
-        translation = events_of(mappings, source, sample_headers(source, file.name, body), body, NOW)
+        translation = events_of(
+            mappings, source, sample_headers(bundled(), source, file.name, body, NOW / 1000), body, NOW
+        )
         found |= {emission.event.id: emission.event for emission in translation.emissions}
     return found
 

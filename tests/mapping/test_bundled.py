@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.demo import sample_headers
 from gateway.dry_run import events_of
 from gateway.events import decode_event, encode_event
-from gateway.mappings import bundled, load_mappings
+from gateway.mappings import bundled, load_mappings, sample_headers
 from gateway.money import Money
 from gateway.sources import MalformedWebhook, read_verified
 from gateway.translate import Translation
@@ -64,7 +63,7 @@ EXPECTED = {
 
 def translated(file: Path) -> Translation:
     source, body = file.parent.name, file.read_bytes()
-    return events_of(MAPPINGS, source, sample_headers(source, file.name, body), body)
+    return events_of(MAPPINGS, source, sample_headers(bundled(), source, file.name, body, 0), body)
 
 
 def told(translation: Translation) -> str:
@@ -105,7 +104,7 @@ def test_every_rule_is_reached_by_a_sample(source: str) -> None:
             translation = translated(file)
             skipped = {note.rule for note in translation.notes}
             type = read_verified(
-                sample_headers(source, file.name, b""), file.read_bytes(), MAPPINGS.sources[source], 0
+                sample_headers(bundled(), source, file.name, b"", 0), file.read_bytes(), MAPPINGS.sources[source], 0
             ).type
             reached |= {rule.name for rule in MAPPINGS.sources[source].rules_for(type)} - skipped
     assert reached == {rule.name for rule in MAPPINGS.sources[source].rules}

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway import demo
-from gateway.mappings import bundled, load_mappings, minified
+from gateway.mappings import bundled, load_mappings, minified, sample_headers
 from gateway.server import running
 from gateway.settings import load_settings
 from gateway.signatures import sign
@@ -68,7 +68,7 @@ def _send_all(url: str, environment: dict[str, str]) -> bytes:
     for file in sorted((bundled() / "samples").glob("*/*.json")):
         source, body = file.parent.name, minified(file.read_bytes())
         for sent in (body, body[:-1]):
-            headers = demo.sample_headers(source, file.name, body) | sign(
+            headers = sample_headers(bundled(), source, file.name, body, time.time()) | sign(
                 sources[source].verification, sent, time.time()
             )
             answers += httpx.post(f"{url}/webhooks/{source}", content=sent, headers=headers).content

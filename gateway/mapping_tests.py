@@ -1,0 +1,401 @@
+"""Tests that live beside a mapping: `tests/<source>/*.yaml` in its folder, run by `gateway test`.
+
+A test is webhooks and what must come of them. They go through the real way in (`Intake`) to a store of their own, with
+a clock that the test moves, so that holds, duplicates and links do what they do in a served gateway. Only the signature
+is left out: the file's author has no secrets.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field, structs
+from ruamel.yaml import YAML
+
+from gateway.deliveries import State, StoredDelivery
+from gateway.destinations import Destination, compile_destination
+from gateway.documents import Diagnostic, Document, MappingErrors, duration, parse, shape, suggest, yaml_files
+from gateway.dry_run import shown
+from gateway.events import Event, ProductIds, Visitor, decode_event
+from gateway.identity import normalise_subject
+from gateway.intake import Intake
+from gateway.links import LINKS_FOR, seal_visitor
+from gateway.mappings import Mappings, read_document, sample, sample_headers, samples
+from gateway.sealing import Sealer
+from gateway.sources import MalformedWebhook, Source
+from gateway.store.sqlite import SqliteStore
+
+NOW = 1_790_000_000_000
+"""When the first webhook of every test arrives, in ms."""
+_KEY = b"the tests of a mapping keep none"
+_ANYWHERE = """
+destination: test
+enabled_by: []
+endpoint: http://127.0.0.1/
+event: {}
+body: event
+"""
+
+
+class WebhookSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One webhook of a test: a sample of the source, or a payload, and how it differs."""
+
+    sample: str | None = None
+    payload: object = None
+    changes: object = field(default=None, name="with")
+    headers: dict[str, str] = {}
+    after: str | None = None
+
+
+class LinkSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """A link that is known before the first webhook arrives."""
+
+    subjects: dict[str, str]
+    visitor_id: str | None = None
+    session_id: str | None = None
+    ids: dict[str, ProductIds] = {}
+
+
+class SkipSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """What must be recorded as skipped. `rule` may be left out; the reason `error` is a rule that failed."""
+
+    reason: str
+    rule: str | None = None
+
+
+class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of `tests:`: one webhook, or several in `webhooks`, and all the events that must go out."""
+
+    name: str
+    expect: list[dict[str, object]]
+    sample: str | None = None
+    payload: object = None
+    changes: object = field(default=None, name="with")
+    headers: dict[str, str] = {}
+    webhooks: list[WebhookSpec] = []
+    links: list[LinkSpec] = []
+    skips: list[SkipSpec] = []
+    exact: bool = False
+
+    __test__ = False  # pytest collects what is called Test…
+
+
+class TestsSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file under `mappings/tests/<source>/`."""
+
+    tests: list[TestSpec]
+
+    __test__ = False
+
+
+class MappingTest(Struct, frozen=True):
+    """A test, and where it stands: `document` at `tests[index]`."""
+
+    source: str
+    spec: TestSpec
+    document: Document
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The test's name as `-k` sees it."""
+        return f"{self.source}/{Path(self.document.file).name}: {self.spec.name}"
+
+
+class Result(Struct, frozen=True):
+    """What came of a test. `failures` is empty when all was as expected; `reached` are the rules that did something."""
+
+    failures: tuple[Diagnostic, ...]
+    events: tuple[dict[str, object], ...]
+    reached: frozenset[str]
+
+
+def load_tests(folder: Path, mappings: Mappings, only: Path | None = None) -> list[MappingTest]:
+    """Return the tests of a mappings folder in order of their files; `only` names one file or folder of them.
+
+    Raises `MappingErrors` for every file that is none, and for tests of a source that the folder does not have.
+    """
+    found: list[MappingTest] = []
+    diagnostics: list[Diagnostic] = []
+    for place in sorted(each for each in (folder / "tests").glob("*") if each.is_dir()):
+        for file in yaml_files(place):
+            if only is not None and only.resolve() not in (file.resolve(), *file.resolve().parents):
+                continue
+            try:
+                found += _read(file, place.name, mappings)
+            except MappingErrors as errors:
+                diagnostics += errors.diagnostics
+    if diagnostics:
+        raise MappingErrors(diagnostics)
+    return found
+
+
+def _read(file: Path, source: str, mappings: Mappings) -> Iterator[MappingTest]:
+    document, _ = read_document(file)
+    if source not in mappings.sources:
+        hint = suggest(source, list(mappings.sources))
+        raise MappingErrors([Diagnostic(str(file), 1, 1, f"there is no source `{source}` to test", hint)])
+    for index, spec in enumerate(shape(document, TestsSpec).tests):
+        yield MappingTest(source, spec, document, index)
+
+
+async def run_test(test: MappingTest, mappings: Mappings, folder: Path) -> Result:
+    """Put a test's webhooks through the mappings. `folder` is the mappings', for its samples."""
+    with tempfile.TemporaryDirectory(prefix="gateway-test-") as place:
+        run = _Run(test, mappings, folder, Path(place))
+        try:
+            return await run.outcome()
+        except _TestError as error:
+            where = test.document.diagnostic(("tests", test.index, *error.place), error.message, error.hint)
+            return Result((where,), (), frozenset())
+        finally:
+            await run.store.close()
+
+
+class _TestError(Exception):
+    """The test cannot be run as it is written."""
+
+    def __init__(self, message: str, place: tuple[str | int, ...] = (), hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+        self.hint = hint
+
+
+class _Run:
+    """One test on its way: a store, a clock, and what each webhook left."""
+
+    def __init__(self, test: MappingTest, mappings: Mappings, folder: Path, place: Path) -> None:
+        self.test = test
+        self.folder = folder
+        self.now = NOW
+        self.source: Source = mappings.sources[test.source]
+        self.sealer = Sealer(_KEY)
+        self.store = SqliteStore.open(place / "gateway.db", self.sealer.fingerprint())
+        inert = structs.replace(mappings, destinations={"test": _anywhere()}, off={})
+        self.intake = Intake(
+            self.store, self.sealer, lambda: inert, lambda: self.now, lambda _: None, forward_tests=True
+        )
+
+    async def outcome(self) -> Result:
+        spec = self.test.spec
+        for index, link in enumerate(spec.links):
+            await self.link(link, index)
+        numbers = [await self.receive(each, place) for each, place in _webhooks(spec)]
+        events: list[dict[str, object]] = []
+        skips: list[tuple[str | None, str]] = []
+        errors: list[str] = []
+        reached: set[str] = set()
+        for number, type in dict.fromkeys(numbers):
+            stored = await self.store.webhook(number)
+            assert stored is not None  # noqa: S101 -- it was just accepted
+            idle = set()
+            for note in msgspec.json.decode(stored.notes):
+                rule, skip, error = note.get("rule"), note.get("skip"), note.get("error")
+                skips.append((rule, skip or "error"))
+                idle.add(rule)
+                if error and not skip:
+                    errors.append(f"rule `{rule or '*'}` failed: {error}")
+            reached |= {rule.name for rule in self.source.rules_for(type)} - idle
+            for delivery in await self.store.deliveries(number):
+                event = self.event(delivery)
+                if delivery.state == State.SKIPPED:
+                    skips.append((event.rule, delivery.reason or ""))
+                else:
+                    events.append(_plain(shown(event)))
+        failures = [*self.compare(events), *self.missing(skips)]
+        if not any(each.reason == "error" for each in spec.skips):
+            failures += [self.complain((), error) for error in errors]
+        return Result(tuple(failures), tuple(events), frozenset(reached))
+
+    def event(self, delivery: StoredDelivery) -> Event:
+        return decode_event(self.sealer.open(delivery.event, b"event"))
+
+    async def link(self, spec: LinkSpec, index: int) -> None:
+        ids = dict(spec.ids)
+        if spec.visitor_id or spec.session_id:
+            ids[""] = ProductIds(spec.visitor_id, spec.session_id)
+        keys = []
+        for name, value in spec.subjects.items():
+            if name not in self.source.subject_names:
+                hint = suggest(name, list(self.source.subject_names))
+                raise _TestError(f"`{self.test.source}` has no subject `{name}`", ("links", index, "subjects"), hint)
+            keys.append(self.sealer.subject_key(name, normalise_subject(name, value, None) or value))
+        parts = seal_visitor(Visitor(ids), keys, self.now, self.sealer, learned=False)
+        await self.store.link(parts, self.now + LINKS_FOR, self.now)
+
+    async def receive(self, spec: WebhookSpec, place: tuple[str | int, ...]) -> tuple[int, str]:
+        """Take a webhook in; return the store's number for it and its type."""
+        if spec.after:
+            try:
+                self.now += duration(spec.after)
+            except ValueError as error:
+                raise _TestError(str(error), (*place, "after")) from None
+        body, headers = self.request(spec, place)
+        try:
+            received = await self.intake.take(self.test.source, headers, body)
+        except MalformedWebhook as error:
+            raise _TestError(f"the webhook is refused as malformed: {error}", place) from None
+        stored = await self.store.webhook(received.receipt.webhook)
+        assert stored is not None  # noqa: S101 -- it was just accepted
+        return received.receipt.webhook, stored.type
+
+    def request(self, spec: WebhookSpec, place: tuple[str | int, ...]) -> tuple[bytes, dict[str, str]]:
+        source = self.test.source
+        if (spec.sample is None) == (spec.payload is None):
+            raise _TestError("a webhook is either a `sample` or a `payload`", place)
+        name = spec.sample or ""
+        payload = spec.payload
+        if spec.sample is not None:
+            body = sample(self.folder, source, spec.sample)
+            if body is None:
+                hint = suggest(spec.sample, samples(self.folder, source))
+                raise _TestError(f"there is no sample `{spec.sample}` of {source}", (*place, "sample"), hint)
+            payload = msgspec.json.decode(body)
+        body = msgspec.json.encode(merge_patch(payload, spec.changes) if spec.changes is not None else payload)
+        headers = sample_headers(self.folder, source, name, body, self.now / 1000)
+        return body, headers | {name.lower(): value for name, value in spec.headers.items()}
+
+    def compare(self, events: Sequence[Mapping[str, object]]) -> Iterator[Diagnostic]:
+        expected = self.test.spec.expect
+        for index, wanted in enumerate(expected):
+            if index >= len(events):
+                yield self.complain(("expect", index), f"expected the event {_brief(wanted)}, got none")
+                continue
+            for path, message in differences(wanted, events[index], exact=self.test.spec.exact):
+                shown_path = ".".join(map(str, path)) or "the event"
+                yield self.complain(("expect", index, *path), f"event {index + 1}, {shown_path}: {message}")
+        for event in events[len(expected) :]:
+            yield self.complain(("expect",), f"an event too many: {_brief(event)}, made by the rule `{event['rule']}`")
+
+    def missing(self, skips: Sequence[tuple[str | None, str]]) -> Iterator[Diagnostic]:
+        left = list(skips)
+        for index, wanted in enumerate(self.test.spec.skips):
+            fits = [each for each in left if each[1] == wanted.reason and wanted.rule in (None, each[0])]
+            if fits:
+                left.remove(fits[0])
+                continue
+            there = ", ".join(sorted(f"{rule or '*'}: {reason}" for rule, reason in skips)) or "nothing"
+            message = f"expected `{wanted.rule or '*'}` to be skipped as {wanted.reason}; skipped were: {there}"
+            yield self.complain(("skips", index), message)
+
+    def complain(self, place: tuple[str | int, ...], message: str) -> Diagnostic:
+        return self.test.document.diagnostic(("tests", self.test.index, *place), message)
+
+
+def _anywhere() -> Destination:
+    """Return a destination that takes every event as it is: a test looks at events, not at what a collector gets."""
+    return compile_destination(parse(_ANYWHERE, "test"), "", lambda _: None)
+
+
+def _webhooks(spec: TestSpec) -> Iterator[tuple[WebhookSpec, tuple[str | int, ...]]]:
+    if spec.sample is not None or spec.payload is not None or not spec.webhooks:
+        yield WebhookSpec(spec.sample, spec.payload, spec.changes, spec.headers), ()
+    for index, each in enumerate(spec.webhooks):
+        yield each, ("webhooks", index)
+
+
+def merge_patch(target: object, patch: object) -> object:
+    """Return the target with a JSON merge patch applied (RFC 7396): null removes a key, lists are replaced whole."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+_DECODER = msgspec.json.Decoder(dict[str, object], float_hook=Decimal)
+
+
+def _plain(event: Mapping[str, object]) -> dict[str, object]:
+    """Return an event as data that YAML can say."""
+    return _DECODER.decode(_ENCODER.encode(event))
+
+
+def _brief(event: Mapping[str, object]) -> str:
+    properties = event.get("properties")
+    value = properties.get("value") if isinstance(properties, dict) else None
+    return f"`{event.get('name', '?')}`" + (f" of {value}" if value is not None else "")
+
+
+def differences(
+    wanted: object, found: object, path: tuple[str | int, ...] = (), *, exact: bool
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield where `found` is not what is wanted. What a map does not name may be there, unless `exact`."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for name, value in wanted.items():
+            if name in found:
+                yield from differences(value, found[name], (*path, name), exact=exact)
+            elif value is not None:
+                yield (*path, name), f"expected {_text(value)}, got nothing"
+        if exact:
+            for name in found.keys() - wanted.keys():
+                yield (*path, name), f"not expected, got {_text(found[name])}"
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for index, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(one, other, (*path, index), exact=exact)
+    elif not _same(wanted, found):
+        yield path, f"expected {_text(wanted)}, got {_text(found)}"
+
+
+def _same(wanted: object, found: object) -> bool:
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return wanted is found
+    if isinstance(wanted, int | float) and isinstance(found, int | float | Decimal):
+        try:
+            return Decimal(str(wanted)) == Decimal(str(found))
+        except InvalidOperation:
+            return False
+    return wanted == found
+
+
+def _text(value: object) -> str:
+    return _ENCODER.encode(value).decode()
+
+
+def rewritten(tests: Sequence[tuple[MappingTest, Result]], text: str) -> str:
+    """Return a file of tests with the expectations of these tests as they came out; comments and layout stay.
+
+    A test keeps looking at what it looked at: only an event that it did not expect is written out whole.
+    """
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(text)
+    for test, result in tests:
+        written = content["tests"][test.index]
+        known = test.spec.expect
+        written["expect"] = [
+            _projected(known[index], event) if index < len(known) else _worth_writing(event)
+            for index, event in enumerate(result.events)
+        ]
+    out = StringIO()
+    yaml.dump(content, out)
+    return out.getvalue()
+
+
+def _worth_writing(event: Mapping[str, object]) -> object:
+    return {name: _writable(event[name]) for name in ("name", "user_id", "subjects", "properties") if event.get(name)}
+
+
+def _projected(wanted: object, found: object) -> object:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return {name: _projected(wanted[name], found[name]) for name in wanted if name in found}
+    return _writable(found)
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: _writable(each) for name, each in value.items()}
+    return [_writable(each) for each in value] if isinstance(value, list) else value

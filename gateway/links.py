@@ -70,16 +70,12 @@ def resolve(
     linked = _visitor(found[subjects[by]], by, sealer) if by is not None else None
     if carried is None and linked is None:
         return Resolution()
-    if carried is not None:
-        taught = seal_visitor(
-            carried, [key for key in subjects.values() if key not in found], now, sealer, learned=True
-        )
-        if linked is None:
-            return Resolution(carried, tuple(taught))
-        return Resolution(_merge(carried, linked), tuple(taught))
-    assert by is not None  # noqa: S101 -- only a subject gives `linked`
-    parts = found[subjects[by]]
-    return Resolution(linked, tuple(_lessons(subjects, parts, found)))
+    lessons = _lessons(subjects, found[subjects[by]], found) if by is not None else []
+    if carried is None:
+        return Resolution(linked, tuple(lessons))
+    taught = seal_visitor(carried, [key for key in subjects.values() if key not in found], now, sealer, learned=True)
+    lessons = [lesson for lesson in lessons if lesson.part not in carried.ids]
+    return Resolution(_merge(carried, linked) if linked else carried, (*lessons, *taught))
 
 
 def _lessons(

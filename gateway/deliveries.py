@@ -63,12 +63,13 @@ class NewClaim(Struct, frozen=True):
     """The payment that an event (or a rule that emits nothing) speaks of. `name` is the event's, None claims nothing.
 
     `keys` are one payment from now on. `hold` is how long (ms) the event waits to step back for a surer report, one
-    with a shorter hold or none; 0 is the surest.
+    with a shorter hold or none; 0 is the surest. `order` is what later events of the payment call it, sealed.
     """
 
     keys: tuple[bytes, ...]
     name: str | None = None
     hold: int = 0
+    order: bytes | None = None
 
 
 class NewEvent(Struct, frozen=True):

@@ -12,12 +12,12 @@ from msgspec import Struct, msgpack, structs
 
 from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent, Receipt, StoredWebhook
 from gateway.destinations import route
-from gateway.events import Webhook, encode_event
+from gateway.events import Event, Webhook, encode_event
 from gateway.links import LINKS_FOR, Resolution, resolve
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer
 from gateway.sources import Headers, Source, read, read_verified
-from gateway.translate import Emission, Payment, Translation, event_key, translate
+from gateway.translate import Emission, Translation, event_key, translate
 
 Clock = Callable[[], int]
 """Milliseconds since 1970."""
@@ -38,6 +38,10 @@ class Outbox(Protocol):
 
     async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
         """Return what is linked to each of the keys, in one round trip."""
+        ...
+
+    async def order_of(self, keys: Sequence[bytes]) -> bytes | None:
+        """Return what the payment that one of the keys belongs to is called, sealed."""
         ...
 
 
@@ -126,6 +130,7 @@ class Intake:
     async def _accept(self, webhook: Webhook, source: Source, mappings: Mappings, now: int) -> Acceptance:
         translation = translate(webhook, source, mappings.profiles, self._sealer.subject_key)
         resolution = await self._resolve(translation, now)
+        emissions = [await self._named(each) if each.of else each for each in translation.emissions]
         return Acceptance(
             key=duplicate_key(webhook),
             source=webhook.source,
@@ -138,8 +143,8 @@ class Intake:
             mapping=source.version,
             sealed=self._sealer.seal(_kept(webhook), b"webhook"),
             notes=msgspec.json.encode(translation.notes),
-            events=tuple(self._event(each, resolution, mappings, now) for each in translation.emissions),
-            bare_claims=tuple(_claim(webhook, payment, None) for payment in translation.payments),
+            events=tuple(self._event(each, resolution, mappings, now) for each in emissions),
+            bare_claims=tuple(NewClaim(_payment_keys(webhook, each.keys)) for each in translation.payments),
             learned=resolution.learned,
             links_expire_at=now + LINKS_FOR,
         )
@@ -149,6 +154,15 @@ class Intake:
             return Resolution()
         found = await self._store.resolve(list(translation.subjects.values()), now) if translation.subjects else {}
         return resolve(translation.subjects, translation.visitor, found, self._sealer, now)
+
+    async def _named(self, emission: Emission) -> Emission:
+        """Return what is about an earlier payment (a refund) with the `order_id` that its purchase went out with."""
+        event = emission.event
+        sealed = await self._store.order_of(_payment_keys(event, emission.of))
+        if sealed is None:
+            return emission
+        properties = event.properties | {"order_id": self._sealer.open(sealed, _ORDER).decode()}
+        return structs.replace(emission, event=structs.replace(event, properties=properties))
 
     def _event(self, emission: Emission, resolution: Resolution, mappings: Mappings, now: int) -> NewEvent:
         event = structs.replace(emission.event, visitor=resolution.visitor) if resolution.visitor else emission.event
@@ -161,9 +175,19 @@ class Intake:
                 NewDelivery(name, route(event, destination, forward_tests=self._forward_tests), wait_until)
                 for name, destination in mappings.destinations.items()
             ),
-            claim=_claim(event, emission.payment, event.name) if emission.payment else None,
+            claim=self._claim(event, emission),
             subjects=tuple(event.subjects.values()) if waits else (),
         )
+
+    def _claim(self, event: Event, emission: Emission) -> NewClaim | None:
+        if emission.payment is None:
+            return None
+        order = event.properties.get("order_id")
+        told = self._sealer.seal(order.encode(), _ORDER) if isinstance(order, str) and not emission.of else None
+        return NewClaim(_payment_keys(event, emission.payment.keys), event.name, emission.payment.hold, told)
+
+
+_ORDER = b"order"
 
 
 class _Scoped(Protocol):
@@ -173,10 +197,9 @@ class _Scoped(Protocol):
     def account(self) -> str: ...
 
 
-def _claim(scope: _Scoped, payment: Payment, name: str | None) -> NewClaim:
-    """Return a payment's claim; its keys mean something only within their source and account."""
-    keys = tuple(_digest("payment", scope.source, scope.account, key) for key in payment.keys)
-    return NewClaim(keys, name, payment.hold)
+def _payment_keys(scope: _Scoped, keys: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return a payment's keys as a store keeps them: they mean something only within their source and account."""
+    return tuple(_digest("payment", scope.source, scope.account, key) for key in keys)
 
 
 def duplicate_key(webhook: Webhook) -> bytes:

@@ -106,16 +106,12 @@ def sample_headers(path: Path, source: str, name: str, body: bytes, now: float) 
     file = path / "samples" / source / "headers.yaml"
     if not file.is_file():
         return headers
-    values = {
-        "{hash}": hashlib.sha256(body).hexdigest()[:32],
-        "{now}": datetime.fromtimestamp(now, UTC).isoformat("T", "seconds").replace("+00:00", "Z"),
-    }
+    moment = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    digest = hashlib.sha256(body).hexdigest()[:32]
     for pattern, given in shape(read_document(file)[0], dict[str, dict[str, str]]).items():
         if fnmatchcase(name.removesuffix(".json"), pattern):
             for header, text in given.items():
-                for placeholder, value in values.items():
-                    text = text.replace(placeholder, value)
-                headers[header.lower()] = text
+                headers[header.lower()] = text.replace("{hash}", digest).replace("{now}", moment)
     return headers
 
 

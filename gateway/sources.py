@@ -63,12 +63,25 @@ class RuleSpec(Struct, frozen=True, forbid_unknown_fields=True):
     when: object = True
     kind: Kind = "track"
     once: object = None
+    of: object = None
     hold: str | None = None
     wait_for_link: str | None = None
     at: object = None
     properties: dict[str, object] = {}
     context: dict[str, object] = {}
     allow_pii: bool = False
+
+
+class SetupSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the sender's endpoint is made, for `gateway check` to print.
+
+    `command` may say `{url}`; `each` is repeated for every type that a rule names, as `{type}`. `required` are types
+    that must be sent, and why.
+    """
+
+    command: str | None = None
+    each: str = ""
+    required: dict[str, str] = {}
 
 
 class SourceSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +97,7 @@ class SourceSpec(Struct, frozen=True, forbid_unknown_fields=True):
     wait_for_link: str | None = None
     currencies: dict[str, int] = {}
     tables: dict[str, dict[str, object]] = {}
+    setup: SetupSpec = field(default_factory=SetupSpec)
 
 
 class Rule(Struct, frozen=True):
@@ -95,6 +109,7 @@ class Rule(Struct, frozen=True):
     kind: Kind
     when: Evaluate
     once: Evaluate
+    of: Evaluate
     at: Evaluate
     properties: Evaluate
     context: Evaluate
@@ -116,6 +131,7 @@ class Source(Struct):
     rules: tuple[Rule, ...]
     currencies: Mapping[str, int]
     tables: Mapping[str, Mapping[str, object]]
+    spec: SourceSpec
     _by_type: dict[str, tuple[Rule, ...]] = {}
 
     def rules_for(self, type: str) -> tuple[Rule, ...]:
@@ -227,6 +243,7 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
         rules=tuple(compiler.rule(rule, index, source_wait) for index, rule in enumerate(spec.rules)),
         currencies=spec.currencies,
         tables=spec.tables,
+        spec=spec,
     )
     if compiler.diagnostics:
         raise MappingErrors(compiler.diagnostics)
@@ -254,6 +271,12 @@ class _Compiler:
     def template(self, node: object, place: Place) -> Evaluate:
         return compile_template(node, MAPPING) if self.check(node, place) else _never
 
+    def keys(self, node: object, place: Place) -> Evaluate:
+        """Compile one key or a list of them; both become a list."""
+        if isinstance(node, list) or node is None:
+            return self.template(node, place)
+        return compile_template([node], MAPPING) if self.check(node, place) else _never
+
     def duration(self, text: str | None, place: Place) -> int:
         try:
             return duration(text) if text is not None else 0
@@ -279,18 +302,14 @@ class _Compiler:
             message = "a rule that emits nothing needs `once`: without it, it does nothing"
             self.diagnostics.append(self.document.diagnostic(place, message))
         wait = self.duration(spec.wait_for_link, (*place, "wait_for_link"))
-        once = spec.once if isinstance(spec.once, list) or spec.once is None else [spec.once]
-        if isinstance(spec.once, list) or self.check(spec.once, (*place, "once")):
-            once_template = self.template(once, (*place, "once"))
-        else:
-            once_template = _never
         return Rule(
             name=spec.name or f"{spec.emit or 'claim'} on {', '.join(on)}",
             on=on,
             emit=spec.emit,
             kind=spec.kind,
             when=self.template(spec.when, (*place, "when")),
-            once=once_template,
+            once=self.keys(spec.once, (*place, "once")),
+            of=self.keys(spec.of, (*place, "of")),
             at=self.template(spec.at, (*place, "at")),
             properties=self.template(spec.properties, (*place, "properties")),
             context=self.template(spec.context, (*place, "context")),

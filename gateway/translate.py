@@ -44,11 +44,12 @@ class Payment(Struct, frozen=True):
 
 
 class Emission(Struct, frozen=True):
-    """An event and how it is to be handled. `wait_for_link` is in ms."""
+    """An event and how it is to be handled. `wait_for_link` is in ms; `of` are keys of the payment it is about."""
 
     event: Event
     payment: Payment | None = None
     wait_for_link: int = 0
+    of: tuple[str, ...] = ()
 
 
 class Translation(Struct, frozen=True):
@@ -146,7 +147,7 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
         type=webhook.type,
         rule=rule.name,
     )
-    return Emission(event, payment, rule.wait_for_link)
+    return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)))
 
 
 def _is_false(value: object) -> bool:

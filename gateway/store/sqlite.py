@@ -101,7 +101,8 @@ MIGRATIONS = (
     CREATE INDEX link_expiry ON link (expires_at);
     """,
     """
-    ALTER TABLE claim ADD COLUMN hold INTEGER NOT NULL DEFAULT 0
+    ALTER TABLE claim ADD COLUMN hold INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE claim ADD COLUMN order_id BLOB
     """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
@@ -116,6 +117,10 @@ class _Claim(Struct, frozen=True):
     event: int
     held_until: int
     hold: int
+    order: bytes | None
+
+
+_CLAIM = "payment, event_id, webhook, event, held_until, hold, order_id"
 
 
 class SqliteStore:
@@ -175,6 +180,17 @@ class SqliteStore:
         """
         return await self._writer.submit(lambda connection: _replay(connection, webhook, acceptance, now))
 
+    async def order_of(self, keys: Sequence[bytes]) -> bytes | None:
+        """Return what the payment that one of the keys belongs to is called, sealed. Raises `StoreUnavailable`."""
+        marks = ",".join("?" * len(keys))
+        rows = self._read_in_turn(
+            "SELECT c.order_id FROM payment_key k JOIN claim c ON c.payment = k.payment "  # noqa: S608
+            f"WHERE k.key IN ({marks}) AND c.order_id NOT NULL ORDER BY c.name != 'purchase', c.webhook LIMIT 1",
+            keys,
+        )
+        order: bytes | None = rows[0][0] if rows else None
+        return order
+
     async def lease(self, destination: str, limit: int, now: int, until: int) -> tuple[list[Lease], int | None]:
         """Take up to `limit` due deliveries until then. Also returns when the next one falls due (None: none)."""
         return await self._writer.submit(lambda connection: _lease(connection, destination, limit, now, until))
@@ -194,19 +210,11 @@ class SqliteStore:
 
     async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
         """Return what is linked to each of the keys, in one round trip. Raises `StoreUnavailable`."""
-        # On the loop's thread: a few lookups by primary key cost less than a hand-over. All that resolve in one turn of
-        # the loop share a read transaction, as to begin and end one costs as much as the lookups.
         marks = ",".join("?" * len(keys))
-        try:
-            if not self._reader.in_transaction:
-                self._reader.execute("BEGIN")
-                asyncio.get_running_loop().call_soon(self._reader.rollback)
-            rows = self._reader.execute(
-                f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
-                (*keys, now),
-            ).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        rows = self._read_in_turn(
+            f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
+            (*keys, now),
+        )
         found: dict[bytes, list[LinkPart]] = {}
         for key, part, sealed, linked_at, learned in rows:
             found.setdefault(key, []).append(LinkPart(key, part, sealed, linked_at, bool(learned)))
@@ -301,6 +309,19 @@ class SqliteStore:
         except Exception as error:
             return str(error)
         return None
+
+    def _read_in_turn(self, sql: str, parameters: Sequence[object]) -> list[tuple]:  # type: ignore[type-arg]
+        """Read on the loop's thread: a few lookups by primary key cost less than a hand-over.
+
+        All that read in one turn of the loop share a transaction, as to begin and end one costs as much as the lookups.
+        """
+        try:
+            if not self._reader.in_transaction:
+                self._reader.execute("BEGIN")
+                asyncio.get_running_loop().call_soon(self._reader.rollback)
+            return self._reader.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
     async def _read(self, sql: str, parameters: Iterable[object]) -> list[tuple]:  # type: ignore[type-arg]
         """Read on a thread and a connection of its own: a long list must not keep the loop."""
@@ -409,7 +430,8 @@ def _store_events(
     for event_number, event in enumerate(new.events, first_event):
         connection.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (webhook, event_number, event.id, event.sealed))
         hold = event.claim.hold if event.claim else 0
-        owner = _Claim(next(payments), event.id, webhook, event_number, now + hold if hold else 0, hold)
+        order = event.claim.order if event.claim else None
+        owner = _Claim(next(payments), event.id, webhook, event_number, now + hold if hold else 0, hold, order)
         taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, first_event, now)
         linked = any(delivery.wait_until for delivery in event.deliveries) and _any_linked(connection, event, now)
         rows: list[tuple[object, ...]] = []
@@ -469,8 +491,8 @@ def _claim(
     if payment != fresh and not _may_claim(connection, payment, claim.name, owner, first_event, now):
         return False
     connection.execute(
-        "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until, owner.hold),
+        "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (payment, claim.name, owner.event_id, owner.webhook, owner.event, owner.held_until, owner.hold, owner.order),
     )
     return True
 
@@ -479,7 +501,7 @@ def _may_claim(
     connection: sqlite3.Connection, payment: int, name: str, owner: _Claim, first_event: int, now: int
 ) -> bool:
     row = connection.execute(
-        "SELECT payment, event_id, webhook, event, held_until, hold FROM claim WHERE payment = ? AND name = ?",
+        f"SELECT {_CLAIM} FROM claim WHERE payment = ? AND name = ?",  # noqa: S608 -- a constant
         (payment, name),
     ).fetchone()
     if row is None:
@@ -531,7 +553,7 @@ def _unite(connection: sqlite3.Connection, keys: tuple[bytes, ...], payment: int
 
 def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now: int) -> None:
     """Two payments turn out to be one: of two claims under one name the surer one stays."""
-    select = "SELECT name, payment, event_id, webhook, event, held_until, hold FROM claim WHERE payment = ?"
+    select = f"SELECT name, {_CLAIM} FROM claim WHERE payment = ?"  # noqa: S608 -- a constant
     standing = {name: _Claim(*rest) for name, *rest in connection.execute(select, (payment,))}
     for name, *rest in connection.execute(select, (other,)).fetchall():
         claim = _Claim(*rest)
@@ -543,8 +565,8 @@ def _merge_claims(connection: sqlite3.Connection, other: int, payment: int, now:
             if yields[loser] and not _same_event(claim, loser):
                 _supersede(connection, loser)
         connection.execute(
-            "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (payment, name, claim.event_id, claim.webhook, claim.event, claim.held_until, claim.hold),
+            "INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (payment, name, claim.event_id, claim.webhook, claim.event, claim.held_until, claim.hold, claim.order),
         )
     connection.execute("DELETE FROM claim WHERE payment = ?", (other,))
 

@@ -69,13 +69,19 @@ def simple(id: str, at: int = NOW, skip: SkipReason | None = None) -> Acceptance
 
 
 def report(
-    id: str, *keys: str, hold: int = 0, name: str = "purchase", at: int = NOW, to: tuple[NewDelivery, ...] = (SINK,)
+    id: str,
+    *keys: str,
+    hold: int = 0,
+    name: str = "purchase",
+    at: int = NOW,
+    to: tuple[NewDelivery, ...] = (SINK,),
+    order: bytes | None = None,
 ) -> Acceptance:
     """Return a webhook that reports a payment under these keys.
 
     As in translation, the first key and the name make the event's id: several webhooks may agree on one.
     """
-    claim = NewClaim(tuple(key(each) for each in keys), name, hold)
+    claim = NewClaim(tuple(key(each) for each in keys), name, hold, order)
     return webhook(id, event(f"{keys[0]} {name}", *to, claim=claim), at=at)
 
 

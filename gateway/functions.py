@@ -165,7 +165,14 @@ def _to_string(value: object) -> object:
 
 
 def _to_number(value: object) -> object:
-    return value if type(value) is int or type(value) is float else _slow["to_number"](value)
+    if type(value) is int or type(value) is float:
+        return value
+    if type(value) is str and "." in value:  # as prices are written; the package tries an integer first
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return _slow["to_number"](value)
 
 
 def _not_null(*values: object) -> object:

@@ -34,11 +34,13 @@ def bundled() -> Path:
     return installed if installed.is_dir() else package.parent / "mappings"  # a checkout has them beside the package
 
 
-def load_mappings(path: Path, variables: Variables) -> Mappings:
+def load_mappings(path: Path, variables: Variables, senders: Variables | None = None) -> Mappings:
     """Load `sources/*.yaml` and `destinations/*.yaml` under `path`.
 
-    `variables` gives what `${NAME}` stands for. Raises `MappingErrors` with every mistake of every file.
+    `variables` gives what `${NAME}` stands for, `senders` what it does in sources if that differs. Raises
+    `MappingErrors` with every mistake of every file.
     """
+    senders = senders or variables
     diagnostics: list[Diagnostic] = []
     if not (path / "sources").is_dir():
         message = "there is no `sources` folder here: a mappings folder has `sources/` and `destinations/`"
@@ -61,7 +63,7 @@ def load_mappings(path: Path, variables: Variables) -> Mappings:
     def destination(document: Document, version: str) -> tuple[Destination, bool]:
         return compile_destination(document, version, variables), enabled(document, variables)
 
-    sources = each("sources", lambda source: source.name, lambda doc, version: compile_source(doc, version, variables))
+    sources = each("sources", lambda source: source.name, lambda doc, version: compile_source(doc, version, senders))
     destinations = each("destinations", lambda pair: pair[0].name, destination)
     if diagnostics:
         raise MappingErrors(diagnostics)

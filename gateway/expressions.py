@@ -9,6 +9,9 @@ looked up once. How a node becomes code:
 - Statements go to the current block; what an emitter returns is an expression to be used once.
 - `_Current.prelude` is the spot right behind a variable's assignment. The objects that fields are
   read from are fetched there, so that all fields of one object share the walk to it.
+- A document is plain data, or, when `compile_projection` compiled, Structs of only the fields that are read: `_Shape`
+  records those in a first pass, and says in the second which type stands where. Whatever is used whole (compared,
+  passed on, counted) is plain data in both, so nothing can tell the two apart.
 - Names and literals reach the source as `ascii()` of a string, as a number, or as a constant of
   the namespace: never as text of the author's.
 
@@ -18,13 +21,14 @@ Results share structure with the document and with literals; treat them as read-
 import difflib
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count, pairwise
 from math import isfinite, prod
 from numbers import Number
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, Union, cast, get_args, get_origin
 
+import msgspec
 from jmespath.exceptions import EmptyExpressionError, IncompleteExpressionError, LexerError, ParseError
 from jmespath.lexer import Lexer
 from jmespath.parser import Parser
@@ -35,8 +39,10 @@ __all__ = [
     "Compiled",
     "EvaluationError",
     "ExpressionError",
+    "Projection",
     "Scope",
     "compile_expression",
+    "compile_projection",
     "compile_template",
     "template_errors",
 ]
@@ -88,6 +94,33 @@ def compile_template(node: object, functions: Mapping[str, Function] = STANDARD)
     if plan.errors:
         raise plan.errors[0]
     return _Writer(functions).compile(tree)
+
+
+class Projection(NamedTuple):
+    """Templates compiled over a document of which only what they read is decoded.
+
+    `decode` reads JSON and raises `msgspec.DecodeError`; `compiled` are the templates' functions of what it returns.
+    """
+
+    decode: Callable[[bytes], object]
+    compiled: tuple[Compiled, ...]
+
+
+def compile_projection(templates: Sequence[object], functions: Mapping[str, Function] = STANDARD) -> Projection:
+    """Return the templates as functions of a document that is decoded for them, or raise the first ExpressionError.
+
+    Each gives what `compile_template` gives over the whole document. What none of them reads is skipped, not decoded:
+    it may hold what JSON allows and Python does not, such as a number without end.
+    """
+    plan = _Plan(functions)
+    trees = [plan.read(each, ()) for each in templates]
+    if plan.errors:
+        raise plan.errors[0]
+    root = _Shape()
+    for tree in trees:
+        _Writer(functions, root).compile(tree)
+    decoder = msgspec.json.Decoder(root.build())
+    return Projection(decoder.decode, tuple(_Writer(functions, root).compile(tree) for tree in trees))
 
 
 def template_errors(node: object, functions: Mapping[str, Function] = STANDARD) -> list[ExpressionError]:
@@ -335,6 +368,7 @@ _NAMESPACE: Mapping[str, object] = {
     "isinstance": isinstance,
     "len": len,
     "list": list,
+    "type": type,
     "nothing": {},  # stands in for whatever has no fields
     "no_scope": Scope(),
     "Reference": Reference,
@@ -366,12 +400,81 @@ class _Block:
                 yield from line.render(indent + self.indent)
 
 
+class _Shape:
+    """What is read of one place in a document: all of it, some fields, items of a list.
+
+    While shapes are `recorded` the functions compiled over them are thrown away. `build` then gives each place that is
+    never used whole a Struct, so that fields become slots, and all else is not decoded.
+    """
+
+    def __init__(self) -> None:
+        self.whole = False
+        self.fields: dict[str, _Shape] = {}
+        self.items: _Shape | None = None
+        self.flattened = False
+        self.struct: type[msgspec.Struct] | None = None
+        self.recorded = True
+
+    def field(self, name: str) -> "_Shape":
+        return self.fields.setdefault(name, _Shape()) if self.recorded else self.fields[name]
+
+    def item(self) -> "_Shape":
+        if self.items is None:
+            assert self.recorded  # noqa: S101 -- both passes read the same
+            self.items = _Shape()
+        return self.items
+
+    def use_whole(self) -> None:
+        assert self.recorded  # noqa: S101 -- what is used whole is no shape in the second pass
+        self.whole = True
+
+    def slot(self, name: str) -> str:
+        return f"f{list(self.fields).index(name)}"
+
+    def build(self) -> Any:
+        """Return the type to decode, and end the recording."""
+        self.recorded = False
+        if self.items is not None and self.items.items is not None and self.flattened:
+            self.items.whole = True  # its items could be those of a list, and of a list in a list
+        if self.whole or not (self.fields or self.items) or not all(map(_can_be_slot, self.fields)):
+            self.whole = True
+            return Any
+        return Union[(*_SCALARS, self._object(), self._list())]
+
+    def _object(self) -> Any:
+        if not self.fields:
+            return dict[str, Any]
+        slots = [(self.slot(name), shape.build(), None) for name, shape in self.fields.items()]
+        names = {self.slot(name): name for name in self.fields}
+        self.struct = msgspec.defstruct("Projected", slots, rename=names, gc=False, eq=False)
+        return self.struct
+
+    def _list(self) -> Any:
+        item = self.items.build() if self.items else Any
+        if item is not Any and self.flattened:
+            # Flattening goes one level into the lists of a list: there, too, stand items.
+            item = Union[(*(each for each in get_args(item) if get_origin(each) is not list), _list_of(item))]
+        return _list_of(item)
+
+
+def _list_of(item: Any) -> Any:
+    return list.__class_getitem__(item)  # `list[item]` is for types that a type checker can see
+
+
+_SCALARS = (str, int, float, bool, None)
+
+
+def _can_be_slot(name: str) -> bool:
+    return name.isprintable() and not set(name) & {'"', "\\"}  # msgspec renames to nothing else
+
+
 class _Current:
     """A variable that fields are read from, and where to put what all of its readers share."""
 
-    def __init__(self, name: str, prelude: _Block) -> None:
+    def __init__(self, name: str, prelude: _Block, shape: _Shape | None) -> None:
         self.name = name
         self.prelude = prelude
+        self.shape = shape
         self.objects: dict[tuple[str, ...], str] = {}
 
 
@@ -388,8 +491,9 @@ class _Code(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, functions: Mapping[str, Function]) -> None:
+    def __init__(self, functions: Mapping[str, Function], root: _Shape | None = None) -> None:
         self.functions = functions
+        self.root = root
         self.namespace = dict(_NAMESPACE)
         self.numbers = count()
         self.helpers: list[str] = []
@@ -400,7 +504,7 @@ class _Writer:
     def compile(self, node: _Node) -> Compiled:
         """Return the function. The `try` costs nothing until something fails."""
         self.block.indent = 2
-        returned = self.emit(node, _At(self.enter("value"), ())).source
+        returned = self.emit(node, _At(self.enter("value", self.root), ())).source
         body = [*self.block.render(), f"  return {returned}"]
         if self.scoped:
             body.insert(0, "  if scope is None: scope = no_scope")
@@ -439,27 +543,61 @@ class _Writer:
         self.line(f"{name} = {source}")
         return name
 
-    def enter(self, source: str) -> _Current:
+    def enter(self, source: str, shape: _Shape | None = None) -> _Current:
         name = self.variable(source)
         prelude = _Block(0)
         self.block.lines.append(prelude)
-        return _Current(name, prelude)
+        return _Current(name, prelude, shape)
 
-    # Fields: the only two places that know how a document is read.
+    # Fields: the only places that know how a document is read.
 
     def value(self, at: _At) -> str:
+        """Return what stands at a place, to be used whole."""
+        shape = self.shape(at)
+        if shape is not None:
+            shape.use_whole()
+        return self.fetch(at)
+
+    def shape(self, at: _At) -> _Shape | None:
+        """Return the shape of a place, or None if plain data stands there."""
+        shape = at.current.shape
+        for name in at.path:
+            if shape is None:
+                return None
+            shape = shape.field(name) if shape.recorded or not shape.whole else None
+        return None if shape is None or (shape.whole and not shape.recorded) else shape
+
+    def fetch(self, at: _At) -> str:
+        """Return what stands at a place: for its fields, its items, or to see whether it is there."""
         if not at.path:
             return at.current.name
-        return f"{self.object(at.current, at.path[:-1])}.get({at.path[-1]!a})"
+        *path, last = at.path
+        container = self.object(at.current, tuple(path))
+        self.shape(at)
+        shape = self.shape(_At(at.current, tuple(path)))
+        return f"{container}.{shape.slot(last)}" if shape else f"{container}.get({last!a})"
 
     def object(self, current: _Current, path: tuple[str, ...]) -> str:
         """Return a variable that holds the object at `path`, or an empty one: fetched once, and it cannot fail."""
         if path not in current.objects:
-            source = self.value(_At(current, path))
-            name = self.fresh()
+            at = _At(current, path)
+            source, shape, name = self.fetch(at), self.shape(at), self.fresh()
             current.objects[path] = name
-            current.prelude.lines += [f"{name} = {source}", f"if not isinstance({name}, dict): {name} = nothing"]
+            if shape is None or shape.struct is None:
+                check = f"if not isinstance({name}, dict): {name} = nothing"
+            else:
+                struct = self.constant(shape.struct)
+                check = f"if type({name}) is not {struct}: {name} = {self.constant(shape.struct())}"
+            current.prelude.lines += [f"{name} = {source}", check]
         return current.objects[path]
+
+    def elements(self, at: _At, *, flat: bool = False) -> tuple[str, _Shape | None]:
+        """Return the list at a place, and the shape of its items."""
+        shape = self.shape(at)
+        if shape is None:
+            return self.fetch(at), None
+        shape.flattened |= flat
+        return self.fetch(at), shape.item()
 
     # Nodes.
 
@@ -486,6 +624,8 @@ class _Writer:
             return _At(at.current, (*at.path, node["value"]))
         if kind in {"current", "identity"}:
             return at
+        if kind == "index":
+            return self.element(node["value"], at)
         if kind not in _SEQUENCES:
             return _At(self.enter(self.emit(node, at).source), ())
         for child in node["children"]:
@@ -495,7 +635,7 @@ class _Writer:
     def emit_field(self, node: _Node, at: _At) -> _Code:
         return _Code(self.value(self.walk(node, at)))
 
-    emit_current = emit_identity = emit_subexpression = emit_index_expression = emit_pipe = emit_field
+    emit_current = emit_identity = emit_index = emit_subexpression = emit_index_expression = emit_pipe = emit_field
 
     def emit_literal(self, node: _Node, _: _At) -> _Code:
         value = node["value"]
@@ -507,10 +647,11 @@ class _Writer:
             return _Code(f"({value!r})")
         return _Code(self.constant(value))
 
-    def emit_index(self, node: _Node, at: _At) -> _Code:
-        name, index = self.variable(self.value(at)), node["value"]
+    def element(self, index: int, at: _At) -> _At:
+        source, shape = self.elements(at)
+        name = self.variable(source)
         enough = f"len({name}) > {index}" if index >= 0 else f"len({name}) >= {-index}"
-        return _Code(f"({name}[{index}] if isinstance({name}, list) and {enough} else None)")
+        return _At(self.enter(f"({name}[{index}] if isinstance({name}, list) and {enough} else None)", shape), ())
 
     def emit_slice(self, node: _Node, at: _At) -> _Code:
         start, stop, step = node["children"]
@@ -522,7 +663,7 @@ class _Writer:
     def emit_multi_select_list(self, node: _Node, at: _At) -> _Code:
         result = self.fresh()
         self.line(f"{result} = None")
-        with self.inside(f"if {self.value(at)} is not None:"):
+        with self.inside(f"if {self.fetch(at)} is not None:"):
             items = [self.emit(child, at).source for child in node["children"]]
             self.line(f"{result} = [{', '.join(items)}]")
         return _Code(result, plain=True)
@@ -530,7 +671,7 @@ class _Writer:
     def emit_multi_select_dict(self, node: _Node, at: _At) -> _Code:
         result = self.fresh()
         self.line(f"{result} = None")
-        with self.inside(f"if {self.value(at)} is not None:"):
+        with self.inside(f"if {self.fetch(at)} is not None:"):
             pairs = [f"{each['value']!a}: {self.emit(each['children'][0], at).source}" for each in node["children"]]
             self.line(f"{result} = {{{', '.join(pairs)}}}")
         return _Code(result, plain=True)
@@ -575,23 +716,30 @@ class _Writer:
 
     def emit_projection(self, node: _Node, at: _At) -> _Code:
         base, right = node["children"]
-        return self.projected(self.emit(base, at), "list", right)
+        return self.projected_list(base, at, right)
 
     def emit_value_projection(self, node: _Node, at: _At) -> _Code:
         base, right = node["children"]
-        return self.projected(self.emit(base, at), "dict", right)
+        return self.projected(self.emit(base, at).source, None, "dict", right)
 
     def emit_filter_projection(self, node: _Node, at: _At) -> _Code:
         base, right, condition = node["children"]
-        return self.projected(self.emit(base, at), "list", right, condition)
+        return self.projected_list(base, at, right, condition)
 
-    def projected(self, base: _Code, kind: str, right: _Node, condition: _Node | None = None) -> _Code:
-        name, result, element = self.variable(base.source), self.fresh(), self.fresh()
+    def projected_list(self, base: _Node, at: _At, right: _Node, condition: _Node | None = None) -> _Code:
+        flat = base["type"] == "flatten"
+        source, shape = self.elements(self.walk(base["children"][0] if flat else base, at), flat=flat)
+        return self.projected(f"flattened({source})" if flat else source, shape, "list", right, condition)
+
+    def projected(
+        self, base: str, shape: _Shape | None, kind: str, right: _Node, condition: _Node | None = None
+    ) -> _Code:
+        name, result, element = self.variable(base), self.fresh(), self.fresh()
         self.line(f"{result} = None")
         with self.inside(f"if isinstance({name}, {kind}):"):
             self.line(f"{result} = []")
             with self.inside(f"for {element} in {name if kind == 'list' else name + '.values()'}:"):
-                at = _At(self.enter(element), ())
+                at = _At(self.enter(element, shape), ())
                 if condition is None:
                     self.append(result, self.emit(right, at))
                 else:

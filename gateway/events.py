@@ -15,7 +15,7 @@ Kind = Literal["track", "identify", "group", "page"]
 
 
 class Webhook(Struct, frozen=True, kw_only=True):
-    """One verified request. `document` is the decoded body; `body` is kept to the byte for replay."""
+    """One verified request. `document` is what its source reads of the body, which is kept to the byte for replay."""
 
     source: str
     id: str

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shape, substitute
 from gateway.events import Kind, Webhook
-from gateway.expressions import EvaluationError, compile_template, template_errors
+from gateway.expressions import EvaluationError, compile_projection, template_errors
 from gateway.functions import MAPPING, Scope, milliseconds
 from gateway.signatures import Verification, VerifySpec, compile_verification, verify
 
@@ -119,11 +119,15 @@ class Rule(Struct, frozen=True):
 
 
 class Source(Struct):
-    """A compiled source. `person` evaluates subjects, visitor and identity at once: most webhooks need all three."""
+    """A compiled source. `decode` reads what its expressions need of a body, and nothing else.
+
+    `person` evaluates subjects, visitor and identity at once: most webhooks need all three.
+    """
 
     name: str
     version: str
     verification: Verification
+    decode: Callable[[bytes], object]
     request: Evaluate
     person: Evaluate
     browser_subjects: frozenset[str]
@@ -138,10 +142,14 @@ class Source(Struct):
         """Return the rules whose `on` matches a type, in the file's order."""
         rules = self._by_type.get(type)
         if rules is None:
-            rules = tuple(rule for rule in self.rules if any(fnmatch.fnmatchcase(type, each) for each in rule.on))
+            rules = tuple(rule for rule in self.rules if any(_matches(type, each) for each in rule.on))
             if len(self._by_type) < 4096:  # types come from outside: do not let them fill the memory
                 self._by_type[type] = rules
         return rules
+
+
+def _matches(type: str, pattern: str) -> bool:
+    return type == pattern or ("*" in pattern and fnmatch.fnmatchcase(type, pattern))
 
 
 class Headers(Struct, frozen=True):
@@ -165,7 +173,7 @@ def read_verified(headers: Mapping[str, str], body: bytes, source: Source, now: 
     if "content-encoding" in headers and headers["content-encoding"].strip().lower() not in {"", "identity"}:
         raise MalformedWebhook(f"the body is {headers['content-encoding'][:20]}-encoded; send it as it is")
     try:
-        document = msgspec.json.decode(body)
+        document = source.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise MalformedWebhook(f"the body is not JSON that can be read: {error}") from None
     scope = Scope(headers=headers, tables=source.tables, exponents=source.currencies)
@@ -216,72 +224,99 @@ def scope_of(webhook: Webhook, source: Source) -> Scope:
 def compile_source(document: Document, version: str, variables: Variables) -> Source:
     """Compile a source's document. Raises `MappingErrors` with every mistake found in it."""
     spec = shape(document, SourceSpec)
-    compiler = _Compiler(document)
-    subjects = {
-        name: each if isinstance(each, SubjectSpec) else SubjectSpec(each) for name, each in spec.subjects.items()
+    checker = _Checker(document)
+    verification = checker.verification(spec.verify, variables)
+    subjects = {name: SubjectSpec(each) if isinstance(each, str) else each for name, each in spec.subjects.items()}
+    templates: dict[Place, object] = {
+        ("webhook",): _block(spec.webhook),
+        ("person",): {
+            "subjects": {name: each.value for name, each in subjects.items()},
+            "visitor": spec.visitor,
+            "identity": _block(spec.identity),
+        },
     }
-    person = {
-        "subjects": {name: each.value for name, each in subjects.items()},
-        "visitor": spec.visitor,
-        "identity": {name: getattr(spec.identity, name) for name in IdentitySpec.__struct_fields__},
-    }
-    for name, each in spec.subjects.items():
-        compiler.check(each.value if isinstance(each, SubjectSpec) else each, ("subjects", name))
-    for block in ("visitor", "identity"):
-        compiler.check(person[block], (block,))
-    source_wait = compiler.duration(spec.wait_for_link, ("wait_for_link",))
-    source = Source(
+    checker.expressions(templates["webhook",], ("webhook",))
+    for name, each in subjects.items():
+        checker.expressions(each.value, ("subjects", name))
+    checker.expressions(spec.visitor, ("visitor",))
+    checker.expressions(_block(spec.identity), ("identity",))
+    wait_for_link = checker.duration(spec.wait_for_link, ("wait_for_link",))
+    for index, rule in enumerate(spec.rules):
+        for key in RULE_TEMPLATES:
+            place = ("rules", index, key)
+            checker.expressions(getattr(rule, key), place)
+            templates[place] = _keys(getattr(rule, key)) if key in {"once", "of"} else getattr(rule, key)
+        checker.rule(rule, index)
+    if checker.diagnostics:
+        raise MappingErrors(checker.diagnostics)
+    projection = compile_projection(list(templates.values()), MAPPING)
+    compiled = dict(zip(templates, projection.compiled, strict=True))
+    return Source(
         name=spec.source,
         version=version,
-        verification=compiler.verification(spec.verify, variables),
-        request=compiler.template(
-            {name: getattr(spec.webhook, name) for name in RequestSpec.__struct_fields__}, ("webhook",)
-        ),
-        person=compile_template(person, MAPPING) if not compiler.diagnostics else _never,
+        verification=verification,
+        decode=projection.decode,
+        request=compiled["webhook",],
+        person=compiled["person",],
         browser_subjects=frozenset(name for name, each in subjects.items() if each.browser),
         subject_names=tuple(subjects),
-        rules=tuple(compiler.rule(rule, index, source_wait) for index, rule in enumerate(spec.rules)),
+        rules=tuple(_rule(rule, index, wait_for_link, compiled) for index, rule in enumerate(spec.rules)),
         currencies=spec.currencies,
         tables=spec.tables,
         spec=spec,
     )
-    if compiler.diagnostics:
-        raise MappingErrors(compiler.diagnostics)
-    return source
 
 
-def _never(_document: object, _scope: Scope | None) -> object:
-    raise AssertionError("a source with mistakes is never used")
+RULE_TEMPLATES = ("when", "once", "of", "at", "properties", "context")
+"""The keys of a rule that hold expressions."""
 
 
-class _Compiler:
-    """Compiles the parts of one document, collecting a diagnostic for each mistake on the way."""
+def _block(spec: Struct) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in spec.__struct_fields__}
+
+
+def _keys(node: object) -> object:
+    """Return one key, or a list of them, as a list."""
+    return node if isinstance(node, list) or node is None else [node]
+
+
+def _rule(spec: RuleSpec, index: int, wait_for_link: int, compiled: Mapping[Place, Evaluate]) -> Rule:
+    on = _types(spec)
+    return Rule(
+        name=spec.name or f"{spec.emit or 'claim'} on {', '.join(on)}",
+        on=on,
+        emit=spec.emit,
+        kind=spec.kind,
+        **{key: compiled["rules", index, key] for key in RULE_TEMPLATES},
+        hold=duration(spec.hold) if spec.hold else 0,
+        wait_for_link=duration(spec.wait_for_link) if spec.wait_for_link else wait_for_link,
+        allow_pii=spec.allow_pii,
+    )
+
+
+def _types(spec: RuleSpec) -> tuple[str, ...]:
+    return (spec.on,) if isinstance(spec.on, str) else tuple(spec.on)
+
+
+class _Checker:
+    """Checks the parts of one document, collecting a diagnostic for each mistake on the way."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.diagnostics: list[Diagnostic] = []
 
-    def check(self, node: object, place: Place) -> bool:
-        errors = template_errors(node, MAPPING)
-        for error in errors:
-            where = (*place, *error.path)
-            self.diagnostics.append(self.document.diagnostic(where, error.message, offset=(error.column or 1) - 1))
-        return not errors
+    def complain(self, place: Place, message: str, column: int | None = None) -> None:
+        self.diagnostics.append(self.document.diagnostic(place, message, offset=(column or 1) - 1))
 
-    def template(self, node: object, place: Place) -> Evaluate:
-        return compile_template(node, MAPPING) if self.check(node, place) else _never
-
-    def keys(self, node: object, place: Place) -> Evaluate:
-        """Compile one key or a list of them; both become a list."""
-        if isinstance(node, list) or node is None:
-            return self.template(node, place)
-        return compile_template([node], MAPPING) if self.check(node, place) else _never
+    def expressions(self, node: object, place: Place) -> None:
+        for error in template_errors(node, MAPPING):
+            self.complain((*place, *error.path), error.message, error.column)
 
     def duration(self, text: str | None, place: Place) -> int:
         try:
             return duration(text) if text is not None else 0
         except ValueError as error:
-            self.diagnostics.append(self.document.diagnostic(place, str(error)))
+            self.complain(place, str(error))
             return 0
 
     def verification(self, spec: VerifySpec, variables: Variables) -> Verification:
@@ -290,30 +325,15 @@ class _Compiler:
         try:
             return compile_verification(spec)
         except ValueError as error:
-            self.diagnostics += [self.document.diagnostic(("verify",), line) for line in str(error).splitlines()]
+            for line in str(error).splitlines():
+                self.complain(("verify",), line)
             return compile_verification(VerifySpec(scheme="token"))
 
-    def rule(self, spec: RuleSpec, index: int, source_wait: int) -> Rule:
+    def rule(self, spec: RuleSpec, index: int) -> None:
         place: Place = ("rules", index)
-        on = tuple([spec.on] if isinstance(spec.on, str) else spec.on)
-        if not on:
-            self.diagnostics.append(self.document.diagnostic((*place, "on"), "a rule needs at least one type in `on`"))
+        if not _types(spec):
+            self.complain((*place, "on"), "a rule needs at least one type in `on`")
         if spec.emit is None and spec.once is None:
-            message = "a rule that emits nothing needs `once`: without it, it does nothing"
-            self.diagnostics.append(self.document.diagnostic(place, message))
-        wait = self.duration(spec.wait_for_link, (*place, "wait_for_link"))
-        return Rule(
-            name=spec.name or f"{spec.emit or 'claim'} on {', '.join(on)}",
-            on=on,
-            emit=spec.emit,
-            kind=spec.kind,
-            when=self.template(spec.when, (*place, "when")),
-            once=self.keys(spec.once, (*place, "once")),
-            of=self.keys(spec.of, (*place, "of")),
-            at=self.template(spec.at, (*place, "at")),
-            properties=self.template(spec.properties, (*place, "properties")),
-            context=self.template(spec.context, (*place, "context")),
-            hold=self.duration(spec.hold, (*place, "hold")),
-            wait_for_link=wait or source_wait,
-            allow_pii=spec.allow_pii,
-        )
+            self.complain(place, "a rule that emits nothing needs `once`: without it, it does nothing")
+        self.duration(spec.wait_for_link, (*place, "wait_for_link"))
+        self.duration(spec.hold, (*place, "hold"))

@@ -8,6 +8,7 @@ lost: each rule that skipped or failed leaves a note, and the webhook itself is 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from gateway.events import Event, ProductIds, Visitor, Webhook
@@ -62,6 +63,15 @@ class Translation(Struct, frozen=True):
     notes: tuple[Note, ...] = ()
 
 
+class _Object(Struct):
+    """What a body says that it is."""
+
+    object: str | None = None
+
+
+_OBJECT = msgspec.json.Decoder(_Object)
+
+
 class _Person(Struct, frozen=True):
     """Who the webhook speaks of. `raw` never leaves this module."""
 
@@ -107,8 +117,10 @@ def translate(webhook: Webhook, source: Source, profiles: Sequence[Profile], sub
 
 def _unmapped(webhook: Webhook) -> str:
     # Stripe's API v2 sends events without their object; no rule can read one until fetching is configured.
-    thin = isinstance(webhook.document, dict) and webhook.document.get("object") == "v2.core.event"
-    return "thin_event" if thin else "unmapped"
+    try:
+        return "thin_event" if _OBJECT.decode(webhook.body).object == "v2.core.event" else "unmapped"
+    except msgspec.DecodeError:
+        return "unmapped"
 
 
 def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: int) -> Emission | Payment | Note:

@@ -7,6 +7,7 @@ can say file, line and column. YAML 1.2: `on`, `yes` and the country `NO` are st
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,8 +63,9 @@ class Document(Struct, frozen=True):
         return Diagnostic(self.file, line, column + offset, message, hint)
 
 
+@lru_cache(maxsize=128)  # so that a reload, and every gateway of a test run, reads only what changed
 def parse(text: str, file: str) -> Document:
-    """Read one YAML document.
+    """Read one YAML document. What it returns is shared: treat it as read-only.
 
     Raises `MappingErrors` on bad syntax, repeated keys, tags, aliases and excessive depth.
     """

@@ -23,6 +23,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import count, pairwise
 from math import isfinite, prod
 from numbers import Number
@@ -118,7 +119,7 @@ def compile_projection(templates: Sequence[object], functions: Mapping[str, Func
         raise plan.errors[0]
     root = _Shape()
     for tree in trees:
-        _Writer(functions, root).compile(tree)
+        _Writer(functions, root).write(tree)
     decoder = msgspec.json.Decoder(root.build())
     return Projection(decoder.decode, tuple(_Writer(functions, root).compile(tree) for tree in trees))
 
@@ -139,35 +140,43 @@ _NOTHING: _Node = {"type": "literal", "value": None, "children": []}
 def _parse(
     text: str, functions: Mapping[str, Function], path: _Path = ()
 ) -> tuple[_Node | None, list[ExpressionError]]:
+    node, message, column = _tree(text)
+    if node is None:
+        return None, [ExpressionError(message, column, path)]
+    return node, list(_faults(node, text, functions, path))
+
+
+@lru_cache(maxsize=8192)  # the same expressions are checked, compiled, and read again by every reload
+def _tree(text: str) -> tuple[_Node | None, str, int | None]:
+    """Return the expression's tree, or what is wrong with its syntax and in which column."""
     if len(text) > MAX_LENGTH:
-        return None, [ExpressionError(f"the expression is longer than {MAX_LENGTH} characters", None, path)]
+        return None, f"the expression is longer than {MAX_LENGTH} characters", None
     try:
         with warnings.catch_warnings():
             # The package still accepts the literal `foo` without quotes, and says so on stderr.
             warnings.simplefilter("ignore")
-            node = Parser().parse(text).parsed
+            return Parser().parse(text).parsed, "", None
     except (ParseError, EmptyExpressionError) as error:
-        return None, [_syntax_error(text, error, path)]
+        return None, *_syntax_error(text, error)
     except (ValueError, LookupError, RecursionError):
-        return None, [ExpressionError("the expression cannot be read", None, path)]
-    return node, list(_faults(node, text, functions, path))
+        return None, "the expression cannot be read", None
 
 
-def _syntax_error(text: str, error: ParseError | EmptyExpressionError, path: _Path) -> ExpressionError:
+def _syntax_error(text: str, error: ParseError | EmptyExpressionError) -> tuple[str, int]:
     if isinstance(error, EmptyExpressionError) or not text.strip():
-        return ExpressionError("the expression is empty", 1, path)
+        return "the expression is empty", 1
     kind = error.token_type
     if isinstance(error, IncompleteExpressionError) or kind == "EOF":
-        return ExpressionError("the expression ends too early", len(text) + 1, path)
+        return "the expression ends too early", len(text) + 1
     column = error.lex_position + 1
     if isinstance(error, LexerError):
         hint = "; did you mean `==`?" if error.lexer_value == "=" else ""
-        return ExpressionError(error.message[:1].lower() + error.message[1:100] + hint, column, path)
+        return error.message[:1].lower() + error.message[1:100] + hint, column
     if kind == "NUMBER":
-        return ExpressionError(f"unexpected {error.token_value}; a number is written between backticks", column, path)
+        return f"unexpected {error.token_value}; a number is written between backticks", column
     if error.msg.startswith("Quoted"):
-        return ExpressionError("the name of a function is written without quotes", column, path)
-    return ExpressionError(f"unexpected `{str(error.token_value)[:40]}`", column, path)
+        return "the name of a function is written without quotes", column
+    return f"unexpected `{str(error.token_value)[:40]}`", column
 
 
 def _faults(node: _Node, text: str, functions: Mapping[str, Function], path: _Path) -> Iterator[ExpressionError]:
@@ -176,7 +185,8 @@ def _faults(node: _Node, text: str, functions: Mapping[str, Function], path: _Pa
         return
     if _growth(node) > MAX_GROWTH:
         yield ExpressionError(f"the expression could copy its document more than {MAX_GROWTH} times", None, path)
-    for call, column in zip(_calls(node), _call_columns(text), strict=True):
+    calls = list(_calls(node))
+    for call, column in zip(calls, _call_columns(text) if calls else (), strict=True):
         message = _call_fault(call, functions)
         if message:
             yield ExpressionError(message, column, path)
@@ -220,6 +230,7 @@ def _calls(node: _Node) -> Iterator[_Node]:
         yield from _calls(child)
 
 
+@lru_cache(maxsize=8192)
 def _call_columns(text: str) -> list[int]:
     # Nodes do not say where they stand, but no call is anything else than a name and a parenthesis.
     with warnings.catch_warnings():
@@ -502,16 +513,19 @@ class _Writer:
         self.scoped = False
 
     def compile(self, node: _Node) -> Compiled:
-        """Return the function. The `try` costs nothing until something fails."""
+        """Return the function."""
+        exec(compile(self.write(node), "<mapping>", "exec"), self.namespace)  # noqa: S102 - the source holds nothing of the author's, see above
+        return cast("Compiled", self.namespace["compiled"])
+
+    def write(self, node: _Node) -> str:
+        """Return the function's source. The `try` costs nothing until something fails."""
         self.block.indent = 2
         returned = self.emit(node, _At(self.enter("value", self.root), ())).source
         body = [*self.block.render(), f"  return {returned}"]
         if self.scoped:
             body.insert(0, "  if scope is None: scope = no_scope")
         ending = [" except Exception as error:", "  caught = failure(error)", " raise caught"]
-        source = "\n".join([*self.helpers, "def compiled(value, scope=None):", " try:", *body, *ending])
-        exec(compile(source, "<mapping>", "exec"), self.namespace)  # noqa: S102 - the source holds nothing of the author's, see above
-        return cast("Compiled", self.namespace["compiled"])
+        return "\n".join([*self.helpers, "def compiled(value, scope=None):", " try:", *body, *ending])
 
     # Names, lines and blocks.
 

@@ -3,14 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from http import HTTPStatus
 
 import structlog
 from litestar import Litestar, Response, get
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
@@ -19,9 +19,10 @@ from litestar.types import Scope
 
 from gateway.browser import Linking, link_routes
 from gateway.deliveries import StoreUnavailable
-from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoops
 from gateway.intake import Intake
 from gateway.mappings import load_mappings
+from gateway.reloading import MappingsInForce
 from gateway.sealing import Sealer
 from gateway.settings import Settings
 from gateway.store.sqlite import SqliteStore
@@ -46,59 +47,54 @@ def create_app(
     uniform: Callable[[float, float], float] = random.uniform,
     *,
     deliver: bool = True,
+    watch: bool = False,
 ) -> Litestar:
     """Build the gateway. It holds the store from here until its lifespan ends.
 
-    With `deliver=False` it only takes webhooks in; what is due waits for a gateway that delivers.
+    With `deliver=False` it only takes webhooks in; what is due waits for a gateway that delivers. With `watch` an
+    edit of the mappings takes their place; without, `app.state.mappings.ask()` has them read again.
 
     Raises `SettingsError`, `MappingErrors` and `StoreMismatch` with what to do about each.
     """
-    mappings = load_mappings(settings.mappings, settings.environment)
+    mappings = MappingsInForce(settings.mappings, settings.environment)
     sealer = Sealer(settings.master_key())
     store = SqliteStore.open(settings.store_path, sealer.fingerprint())
 
-    served = mappings.destinations if deliver else {}
-    senders = {name: HttpSender(each.concurrency) for name, each in served.items()}
-    loops = {
-        name: DeliveryLoop(
-            name, partial(mappings.destinations.__getitem__, name), store, sealer, sender, clock, uniform
-        )
-        for name, sender in senders.items()
-    }
-
-    def wake(destinations: frozenset[str]) -> None:
-        for name in destinations & loops.keys():
-            loops[name].wake()
-
+    deliveries = DeliveryLoops(mappings, store, sealer, clock, uniform)
     forward_tests = settings.test_events == "forward"
-    intake = Intake(store, sealer, lambda: mappings, clock, wake, forward_tests=forward_tests)
-    browser_subjects = frozenset(name for source in mappings.sources.values() for name in source.browser_subjects)
+    intake = Intake(store, sealer, mappings, clock, deliveries.wake, forward_tests=forward_tests)
     linking = Linking(
         store,
         sealer,
-        lambda: browser_subjects,
+        lambda: mappings.current.browser_subjects,
         settings.link_secret,
         frozenset(settings.link_origins),
         clock,
-        wake,
+        deliveries.wake,
     )
-    workers: dict[str, asyncio.Task[None]] = {}
+
+    async def follow_mappings() -> None:
+        if deliver:
+            await deliveries.follow()
 
     @asynccontextmanager
     async def running(app: Litestar) -> AsyncIterator[None]:
-        for name, loop in loops.items():
-            workers[name] = asyncio.create_task(loop.run(), name=f"deliver to {name}")
-        keeper = asyncio.create_task(_keep_house(app, store, settings.retention, clock))
-        _LOG.info("started", sources=list(mappings.sources), destinations=list(loops), store=settings.store)
-        if not mappings.destinations:
+        await follow_mappings()
+        keepers = [
+            asyncio.create_task(_keep_house(app, store, settings.retention, clock)),
+            asyncio.create_task(mappings.follow(follow_mappings, watch=watch)),
+        ]
+        now = mappings.current
+        _LOG.info("started", sources=list(now.sources), destinations=list(now.destinations), store=settings.store)
+        if not now.destinations:
             _LOG.warning("no_destination_is_on", next_step="`gateway check` says which settings turn one on")
         try:
             yield
         finally:
-            await asyncio.gather(*(loop.stop() for loop in loops.values()))
-            keeper.cancel()
-            await asyncio.gather(*workers.values(), keeper, return_exceptions=True)
-            await asyncio.gather(*(sender.close() for sender in senders.values()))
+            await deliveries.stop()
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
             await store.close()
             _LOG.info("stopped")
 
@@ -107,8 +103,9 @@ def create_app(
         route_handlers=[
             webhooks_route(intake, settings.max_body),
             *link_routes(linking, LINKS_PER_MINUTE),
-            *health_routes(store, workers),
+            *health_routes(store, mappings, deliveries),
         ],
+        state=State({"mappings": mappings}),
         lifespan=[running],
         plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={HTTPException: _problem}))],
         cors_config=CORSConfig(allow_origins=origins, allow_methods=["POST"], allow_headers=["content-type"])
@@ -158,7 +155,7 @@ async def replay_stored(settings: Settings, id: str) -> int:
     return replayed
 
 
-def health_routes(store: SqliteStore, workers: Mapping[str, asyncio.Task[None]]) -> list[HTTPRouteHandler]:
+def health_routes(store: SqliteStore, mappings: MappingsInForce, deliveries: DeliveryLoops) -> list[HTTPRouteHandler]:
     """Return /livez, which says that the process answers, and /readyz, which says whether it can do its work."""
 
     @get("/livez", sync_to_thread=False)
@@ -167,15 +164,16 @@ def health_routes(store: SqliteStore, workers: Mapping[str, asyncio.Task[None]])
 
     @get("/readyz")
     async def readyz() -> Response[dict[str, object]]:
-        stopped = sorted(name for name, worker in workers.items() if worker.done())
+        stopped = deliveries.stopped()
         checks = {
             "store": await store.probe() or "ok",
-            "mappings": "ok",
             "workers": f"stopped: {', '.join(stopped)}" if stopped else "ok",
         }
         ready = all(state == "ok" for state in checks.values())
+        # A broken edit is not in force: the gateway does its work under the mappings from before it.
+        told = "ok" if mappings.problem is None else f"an edit is not in force: {mappings.problem}"
         return Response(
-            {"ready": ready, "checks": checks},
+            {"ready": ready, "checks": checks | {"mappings": told}},
             status_code=HTTP_200_OK if ready else HTTP_503_SERVICE_UNAVAILABLE,
         )
 

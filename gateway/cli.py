@@ -70,8 +70,12 @@ def demo(once: bool, port: int) -> None:
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8080, show_default=True)
-def serve(host: str, port: int) -> None:
-    """Run the gateway. Everything else is set in the environment; see the README's table."""
+@click.option("--reload", "watch", is_flag=True, help="Put edits of the mappings in force as they are saved.")
+def serve(host: str, port: int, watch: bool) -> None:
+    """Run the gateway. Everything else is set in the environment; see the README's table.
+
+    SIGHUP has the mappings read again; a broken edit changes nothing.
+    """
     from gateway.app import create_app
     from gateway.deliveries import StoreMismatch
     from gateway.documents import MappingErrors
@@ -82,7 +86,7 @@ def serve(host: str, port: int) -> None:
     settings = _settings()
     configure_logs(json=not sys.stderr.isatty())
     try:
-        app = create_app(settings)
+        app = create_app(settings, watch=watch)
     except MappingErrors as errors:
         _fail(str(errors))
     except (SettingsError, StoreMismatch) as error:
@@ -90,6 +94,7 @@ def serve(host: str, port: int) -> None:
     # uvicorn raises the signal again after its clean stop; a stop that was asked for is no failure.
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: app.state.mappings.ask())
     server(app, host, port, settings.trusted_proxies).run()
 
 

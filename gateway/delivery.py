@@ -9,6 +9,7 @@ A crash between sending and settling sends again, under the same idempotency key
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 from uuid import uuid5
 
@@ -33,6 +34,7 @@ from gateway.destinations import (
 from gateway.events import Event, decode_event
 from gateway.functions import NAMESPACE
 from gateway.links import LINKS_FOR, resolve
+from gateway.mappings import Mappings
 from gateway.pacing import backoff, retry_after
 from gateway.sealing import Sealer, SealError
 
@@ -337,3 +339,66 @@ def _request_id(batch: Sequence[_Item]) -> str:
     if len(batch) == 1:
         return batch[0].event.id
     return str(uuid5(NAMESPACE, "|".join(item.event.id for item in batch)))
+
+
+class DeliveryLoops:
+    """A loop for each destination that is on, whichever those are under the mappings in force."""
+
+    def __init__(
+        self,
+        mappings: Callable[[], Mappings],
+        store: Outbox,
+        sealer: Sealer,
+        clock: Callable[[], int],
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self._mappings = mappings
+        self._store = store
+        self._sealer = sealer
+        self._clock = clock
+        self._uniform = uniform
+        self._destinations: dict[str, Destination] = {}
+        self._running: dict[str, _Running] = {}
+
+    async def follow(self) -> None:
+        """Start and stop loops, so that there is one for each destination that is on now."""
+        now = self._mappings().destinations
+        self._destinations.update(now)  # a loop that is told to stop still has to finish with what it knew
+        wanted = {name: each.concurrency for name, each in now.items()}
+        leaving = [name for name, each in self._running.items() if wanted.get(name) != each.concurrency]
+        await self._stop(leaving)
+        for name, concurrency in wanted.items():
+            if name not in self._running:
+                self._running[name] = self._start(name, concurrency)
+
+    def _start(self, name: str, concurrency: int) -> "_Running":
+        destination = partial(self._destinations.__getitem__, name)
+        sender = HttpSender(concurrency)
+        loop = DeliveryLoop(name, destination, self._store, self._sealer, sender, self._clock, self._uniform)
+        return _Running(loop, sender, asyncio.create_task(loop.run(), name=f"deliver to {name}"), concurrency)
+
+    def wake(self, destinations: frozenset[str]) -> None:
+        """Say that these destinations may have work."""
+        for name in destinations & self._running.keys():
+            self._running[name].loop.wake()
+
+    def stopped(self) -> list[str]:
+        """Return the destinations whose loop has ended though it should run."""
+        return sorted(name for name, each in self._running.items() if each.task.done())
+
+    async def stop(self) -> None:
+        """Lease nothing more, and finish what is being sent."""
+        await self._stop(list(self._running))
+
+    async def _stop(self, names: Sequence[str]) -> None:
+        leaving = [self._running.pop(name) for name in names]
+        await asyncio.gather(*(each.loop.stop() for each in leaving))
+        await asyncio.gather(*(each.task for each in leaving), return_exceptions=True)
+        await asyncio.gather(*(each.sender.close() for each in leaving))
+
+
+class _Running(Struct, frozen=True):
+    loop: DeliveryLoop
+    sender: HttpSender
+    task: asyncio.Task[None]
+    concurrency: int

@@ -26,6 +26,11 @@ class Mappings(Struct, frozen=True):
     off: Mapping[str, Destination]
     profiles: tuple[Profile, ...]
 
+    @property
+    def browser_subjects(self) -> frozenset[str]:
+        """The subjects, of any source, that a browser may link by itself."""
+        return frozenset(name for source in self.sources.values() for name in source.browser_subjects)
+
 
 def bundled() -> Path:
     """Return the folder of the mappings that come with the gateway."""

@@ -3,9 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Self
 
 import structlog
 from litestar import Litestar, Response, get
@@ -18,9 +19,10 @@ from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 from litestar.types import Scope
 
 from gateway.browser import Linking, link_routes
-from gateway.deliveries import StoreUnavailable
+from gateway.deliveries import StoredWebhook, StoreUnavailable
 from gateway.delivery import DeliveryLoops
-from gateway.intake import Intake
+from gateway.intake import Intake, KeptRequest, kept_request
+from gateway.links import resolve
 from gateway.mappings import load_mappings
 from gateway.reloading import MappingsInForce
 from gateway.sealing import Sealer
@@ -130,6 +132,53 @@ def _problem(error: HTTPException) -> ProblemDetailsException:
         detail=error.detail,
         headers=error.headers,
     )
+
+
+class StoredRequests:
+    """What a store holds of webhooks, to be looked at beside a running gateway. Use it as a context manager.
+
+    Opening raises `SettingsError` and `StoreMismatch`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._sealer = Sealer(settings.master_key())
+        self._runner = asyncio.Runner()
+        self._store = SqliteStore.open(settings.store_path, self._sealer.fingerprint(), exclusive=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._store.close())
+        self._runner.close()
+
+    def called(self, id: str) -> Iterator[tuple[StoredWebhook, KeptRequest]]:
+        """Yield the webhooks that their sender calls `id`, newest first, but for those that retention took."""
+        yield from self._opened(self._runner.run(self._store.find(id)))
+
+    def newest(self, limit: int) -> Iterator[tuple[StoredWebhook, KeptRequest]]:
+        """Yield the newest webhooks, but for those that retention took."""
+        before = None
+        while limit > 0 and (page := self._runner.run(self._store.webhooks(before=before, limit=min(limit, 100)))):
+            before, limit = page[-1].webhook, limit - len(page)
+            yield from self._opened(each.webhook for each in page)
+
+    def linked(self, subjects: Mapping[str, str]) -> dict[str, Mapping[str, str] | None]:
+        """Return the visitor ids, by product, that each of these subjects (name and value) is linked to, or None."""
+        found: dict[str, Mapping[str, str] | None] = {}
+        for name, value in subjects.items():
+            key = self._sealer.subject_key(name, value)
+            parts = self._runner.run(self._store.resolve([key], now_ms()))
+            resolution = resolve({name: key}, None, parts, self._sealer, 0)
+            ids = resolution.visitor.ids if resolution.visitor else None
+            found[name] = None if ids is None else {product: each.visitor_id or "" for product, each in ids.items()}
+        return found
+
+    def _opened(self, numbers: Iterable[int]) -> Iterator[tuple[StoredWebhook, KeptRequest]]:
+        for number in numbers:
+            webhook = self._runner.run(self._store.webhook(number))
+            if webhook is not None and webhook.sealed is not None:
+                yield webhook, kept_request(webhook, self._sealer)
 
 
 async def replay_stored(settings: Settings, id: str) -> int:

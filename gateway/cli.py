@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ def _settings() -> Any:
 
 
 def _mappings(path: Path, variables: Any, senders: Any = None) -> Any:
+    from gateway.checking import pictured
     from gateway.documents import MappingErrors
     from gateway.mappings import load_mappings
     from gateway.settings import SettingsError
@@ -48,7 +50,8 @@ def _mappings(path: Path, variables: Any, senders: Any = None) -> Any:
         return load_mappings(path, variables, senders)
     except MappingErrors as errors:
         number = len(errors.diagnostics)
-        _fail(f"{errors}\n{number} mistake{'s' if number > 1 else ''} in {path}")
+        told = "\n".join(map(pictured, errors.diagnostics))
+        _fail(f"{told}\n{number} mistake{'s' if number > 1 else ''} in {path}")
     except SettingsError as error:
         _fail(f"error: {error}", 2)
 
@@ -100,54 +103,200 @@ def serve(host: str, port: int, watch: bool) -> None:
 
 @main.command()
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-def check(path: Path | None) -> None:
-    """Check the mappings in PATH (by default those in force) and say what is on, and what is missing for the rest."""
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="json for editors and CI.")
+@click.option("--setup", metavar="SOURCE", help="Print how this source's sender is set up, with the command for it.")
+@click.option("--url", default="https://YOUR-GATEWAY", show_default=True, help="Where the gateway is, for --setup.")
+def check(path: Path | None, form: str, setup: str | None, url: str) -> None:
+    """Check the mappings in PATH (by default those in force) and say what is on, and what is missing for the rest.
+
+    Exits 1 on a mistake. Besides what keeps a mapping from being used it tells what is most likely not meant: a bare
+    word that no sample has, money divided by hand, rules that shadow each other.
+    """
+    import msgspec
+
+    from gateway import checking
+
     settings = _settings()
-    mappings = _mappings(path or settings.mappings, settings.environment)
+    folder = path or settings.mappings
+    found = checking.mistakes(folder, settings.environment)
+    if form == "json":
+        click.echo(_pretty(msgspec.json.encode([checking.finding(each) for each in found])))
+    elif found:
+        click.echo("\n".join(map(checking.pictured, found)), err=True)
+        click.echo(f"{len(found)} mistake{'s' if len(found) > 1 else ''} in {folder}", err=True)
+    if found:
+        sys.exit(1)
+    if form == "text":
+        mappings = _mappings(folder, settings.environment)
+        if setup is not None:
+            _known(setup, mappings.sources, "source")
+            for line in checking.setup(mappings.sources[setup], f"{url.rstrip('/')}/webhooks/{setup}"):
+                click.echo(line)
+        else:
+            _tell_state(mappings, settings.environment)
+
+
+def _tell_state(mappings: Any, environment: Any) -> None:
     for source in mappings.sources.values():
         state = "ready" if source.verification.keys else "no secret: every webhook gets 401"
         click.echo(f"source       {source.name:<12} {len(source.rules):>3} rules  {source.version}  {state}")
+        if source.verification.keys:
+            for type, why in source.spec.setup.required.items():
+                click.echo(f"             must send {type}: {why}")
+            click.echo(f"             `gateway check --setup {source.name}` says how it is subscribed")
     for destination in (*mappings.destinations.values(), *mappings.off.values()):
-        missing = [name for name in destination.enabled_by if not settings.environment(name)]
+        missing = [name for name in destination.enabled_by if not environment(name)]
         state = f"off: set {', '.join(missing)}" if missing else "on"
         click.echo(f"destination  {destination.name:<12}            {destination.version}  {state}")
 
 
 @main.command()
-@click.argument("source")
-@click.argument("file")
+@click.argument("source", required=False)
+@click.argument("file", required=False)
 @click.option("--header", "-H", multiple=True, metavar="NAME=VALUE", help="A request header; may be repeated.")
 @click.option("--destination", "-d", help="Print the requests that would go out to this destination instead.")
 @click.option("--mappings", "path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def translate(source: str, file: str, header: tuple[str, ...], destination: str | None, path: Path | None) -> None:
+@click.option(
+    "--diff",
+    "old",
+    metavar="OLD_DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Print what these mappings make differently from those in OLD_DIR: of FILE, or of stored webhooks.",
+)
+@click.option("--limit", default=1000, show_default=True, help="Stored webhooks that --diff looks at, newest first.")
+def translate(
+    source: str | None,
+    file: str | None,
+    header: tuple[str, ...],
+    destination: str | None,
+    path: Path | None,
+    old: Path | None,
+    limit: int,
+) -> None:
     """Print what a mapping makes of FILE (a JSON body, or the name of a bundled sample). Nothing is sent or stored."""
-    import msgspec
-
-    from gateway.dry_run import events_of, requests_of, shown
-    from gateway.sources import MalformedWebhook
-
     settings = _settings()
     mappings = _dry(path or settings.mappings, settings)
-    _known(source, mappings.sources, "source")
+    if source is not None:
+        _known(source, mappings.sources, "source")
+    if old is not None:
+        _tell_changes(settings, _dry(old, settings), mappings, source, file, header, limit)
+        return
+    if source is None or file is None:
+        _fail("error: say what to translate: gateway translate SOURCE FILE", 2)
     body, headers = _body(source, file)
-    headers |= _pairs(header)
-    try:
-        translation = events_of(mappings, source, headers, body)
-    except MalformedWebhook as error:
-        _fail(f"error: {file}: {error}")
+    translation = _translated(mappings, source, headers | _pairs(header), body, file)
     for note in translation.notes:
         what = f"failed: {note.error}" if note.error and not note.skip else f"skipped: {note.skip} {note.error or ''}"
         click.echo(f"rule `{note.rule or '*'}` {what}", err=True)
     if destination is None:
-        for emission in translation.emissions:
-            click.echo(_pretty(msgspec.json.Encoder(decimal_format="number").encode(shown(emission.event))))
+        _tell_events(translation)
     else:
-        destinations = {**mappings.destinations, **mappings.off}
-        _known(destination, destinations, "destination")
-        for request in requests_of(translation, destinations[destination]):
-            click.echo(request)
+        _tell_requests(translation, {**mappings.destinations, **mappings.off}, destination)
     if any(note.error and not note.skip for note in translation.notes):
         sys.exit(1)
+
+
+def _translated(mappings: Any, source: str, headers: dict[str, str], body: bytes, name: str) -> Any:
+    from gateway.dry_run import events_of
+    from gateway.sources import MalformedWebhook
+
+    try:
+        return events_of(mappings, source, headers, body)
+    except MalformedWebhook as error:
+        _fail(f"error: {name}: {error}")
+
+
+def _tell_events(translation: Any) -> None:
+    import msgspec
+
+    from gateway.dry_run import shown
+
+    for emission in translation.emissions:
+        click.echo(_pretty(msgspec.json.Encoder(decimal_format="number").encode(shown(emission.event))))
+
+
+def _tell_requests(translation: Any, destinations: Any, destination: str) -> None:
+    from gateway.dry_run import requests_of
+
+    _known(destination, destinations, "destination")
+    for request in requests_of(translation, destinations[destination]):
+        click.echo(request)
+
+
+def _tell_changes(
+    settings: Any, old: Any, new: Any, source: str | None, file: str | None, header: tuple[str, ...], limit: int
+) -> None:
+    from gateway.dry_run import changes, events_of
+    from gateway.sources import MalformedWebhook
+
+    looked_at = differing = 0
+    for name, origin, headers, body in _bodies(settings, source, file, header, limit):
+        if origin not in new.sources or origin not in old.sources:
+            continue
+        looked_at += 1
+        try:
+            told = list(changes(*(events_of(each, origin, headers, body) for each in (old, new))))
+        except MalformedWebhook as error:
+            told = [f"refused by one of the two: {error}"]
+        if told:
+            differing += 1
+            click.echo("\n".join([f"{origin} {name}", *told]))
+    click.echo(f"{differing} of {looked_at} webhooks differ", err=True)
+
+
+def _bodies(settings: Any, source: str | None, file: str | None, header: tuple[str, ...], limit: int) -> Iterator[Any]:
+    """Yield name, source, headers and body of one file, or of what is stored."""
+    if source is not None and file is not None:
+        body, headers = _body(source, file)
+        yield file, source, headers | _pairs(header), body
+        return
+    with _stored(settings) as store:
+        for webhook, kept in store.newest(limit):
+            if source in (None, webhook.source):
+                yield f"{webhook.type} {webhook.id}", webhook.source, kept.headers, kept.body
+
+
+def _stored(settings: Any) -> Any:
+    from gateway.app import StoredRequests
+    from gateway.deliveries import StoreMismatch
+    from gateway.settings import SettingsError
+
+    try:
+        return StoredRequests(settings)
+    except (SettingsError, StoreMismatch) as error:
+        _fail(f"error: {error}", 2)
+
+
+@main.command("explain")
+@click.argument("what", metavar="WEBHOOK_ID | SOURCE")
+@click.argument("file", required=False)
+@click.option("--header", "-H", multiple=True, metavar="NAME=VALUE", help="A request header; may be repeated.")
+@click.option("--mappings", "path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def explain_command(what: str, file: str | None, header: tuple[str, ...], path: Path | None) -> None:
+    """Explain one webhook: which rules matched, what each expression gave, which subject resolved, what was skipped.
+
+    Of a stored webhook by its sender's id (gateway explain evt_…), or of SOURCE and a FILE or sample.
+    """
+    from gateway.explain import explain, lines
+
+    settings = _settings()
+    mappings = _dry(path or settings.mappings, settings)
+    if file is not None:
+        _known(what, mappings.sources, "source")
+        body, headers = _body(what, file)
+        told = explain(mappings.sources[what], headers | _pairs(header), body, mappings.profiles, lambda _: {})
+        click.echo("\n".join(lines(told)))
+        return
+    found = 0
+    with _stored(settings) as store:
+        for webhook, kept in store.called(what):
+            found += 1
+            _known(webhook.source, mappings.sources, "source")
+            source = mappings.sources[webhook.source]
+            told = explain(source, kept.headers, kept.body, mappings.profiles, store.linked, webhook.received_at)
+            click.echo("\n".join(lines(told)))
+    if not found:
+        _fail(f"error: there is no webhook {what} in the store, or retention has taken its body")
 
 
 @main.command()
@@ -191,6 +340,42 @@ def test(path: Path | None, word: str | None, update: bool) -> None:
             click.echo(f"updated {file}: look at the difference before you keep it")
     elif failed:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["source", "destination", "tests"]), required=False)
+@click.option("--write", "folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+def schema(kind: Any, folder: Path | None) -> None:
+    """Print the JSON Schema of one KIND of file, or write all with --write: editors complete and check by it."""
+    import msgspec
+
+    from gateway.schema import schema as schema_of
+    from gateway.schema import write_schemas
+
+    if folder is not None:
+        for file in write_schemas(folder):
+            click.echo(file)
+    elif kind is not None:
+        click.echo(_pretty(msgspec.json.encode(schema_of(kind))))
+    else:
+        _fail("error: say which: gateway schema source|destination|tests, or --write DIR for all", 2)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Write a copy of the bundled mappings to DIR, with samples, tests and schemas, to own and edit."""
+    from gateway.mappings import copy_bundled
+
+    try:
+        copy_bundled(folder)
+    except FileExistsError as error:
+        _fail(f"error: {error}", 2)
+    click.echo(f"""{folder} is yours. Next:
+  export GATEWAY_MAPPINGS={folder}
+  gateway check       # every mistake, with its place
+  gateway test        # the tests beside the mappings
+  {folder}/README.md is the language's reference; delete the sources and destinations that you do not use""")
 
 
 @main.command()

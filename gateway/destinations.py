@@ -10,11 +10,11 @@ The YAML file is shaped by `DestinationSpec`; `compile_destination` turns it int
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from gateway.deliveries import SkipReason, State
 from gateway.documents import Diagnostic, Document, MappingErrors, Variables, duration, shape, substitute
@@ -39,14 +39,16 @@ class Unrenderable(Exception):
 class BatchSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """How many events one request may carry."""
 
-    max_events: int
-    max_bytes: int = 500_000
+    max_events: Annotated[int, Meta(ge=1)]
+    max_bytes: Annotated[int, Meta(ge=1)] = 500_000
 
 
 class RetrySpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Which answers are worth another try, and for how long: statuses, classes such as `5xx`, and `network`."""
 
-    on: list[int | str] = field(default_factory=lambda: [408, 425, 429, "5xx", "network"])
+    on: list[int | Annotated[str, Meta(pattern="^([1-5]xx|network)$")]] = field(
+        default_factory=lambda: [408, 425, 429, "5xx", "network"]
+    )
     for_: str = field(default="3d", name="for")
 
 
@@ -61,7 +63,7 @@ class DestinationSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """A file under `mappings/destinations/`."""
 
     destination: str
-    enabled_by: list[str]
+    enabled_by: list[Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]*$")]]
     endpoint: str
     event: object
     body: object
@@ -75,7 +77,7 @@ class DestinationSpec(Struct, frozen=True, forbid_unknown_fields=True):
     needs: object = True
     names: dict[str, str] = {}
     batch: BatchSpec | None = None
-    concurrency: int = 8
+    concurrency: Annotated[int, Meta(ge=1)] = 8
     success: object = "status >= `200` && status < `300`"
     retry: RetrySpec = field(default_factory=RetrySpec)
 
@@ -272,7 +274,7 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         errors = template_errors(node, MAPPING)
         for error in errors:
             where = (block, *error.path)
-            diagnostics.append(document.diagnostic(where, error.message, offset=(error.column or 1) - 1))
+            diagnostics.append(document.diagnostic(where, error.message, offset=error.offset))
         if not errors:
             templates[block] = compile_template(node, MAPPING)
     url = substitute(spec.endpoint, variables)

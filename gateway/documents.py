@@ -4,9 +4,10 @@ A document is loaded as plain data next to a table of positions, so that every l
 can say file, line and column. YAML 1.2: `on`, `yes` and the country `NO` are strings.
 """
 
+import copy
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -48,19 +49,48 @@ class MappingErrors(Exception):
         super().__init__("\n".join(map(str, self.diagnostics)))
 
 
+class Position(Struct, frozen=True):
+    """Where a value begins, 1-based, and how it is written: a quote, `>` or `|` for a block, else nothing."""
+
+    line: int
+    column: int
+    style: str = ""
+
+
 class Document(Struct, frozen=True):
     """Plain data from one YAML file, and where each value stands."""
 
     file: str
     data: object
-    positions: Mapping[Place, tuple[int, int]]
+    positions: Mapping[Place, Position]
+    lines: tuple[str, ...] = ()
 
-    def diagnostic(self, place: Place, message: str, hint: str | None = None, offset: int = 0) -> Diagnostic:
-        """Point at `place`, or at its nearest parent; `offset` counts columns into the value."""
+    def diagnostic(self, place: Place, message: str, hint: str | None = None, offset: int | None = None) -> Diagnostic:
+        """Point at `place`, or at its nearest parent; or `offset` characters into its text."""
         while place and place not in self.positions:
-            place, offset = place[:-1], 0
-        line, column = self.positions.get(place, (1, 1))
-        return Diagnostic(self.file, line, column + offset, message, hint)
+            place, offset = place[:-1], None
+        position = self.positions.get(place, Position(1, 1))
+        line, column = position.line, position.column
+        if offset is not None:
+            line, column = _spread(self.lines, position, offset)
+        return Diagnostic(self.file, line, column, message, hint)
+
+
+def _spread(lines: Sequence[str], at: Position, offset: int) -> tuple[int, int]:
+    """Return line and column of a character of a text, which YAML may have folded from several lines."""
+    line, column = at.line, at.column
+    if at.style in {">", "|"}:
+        line, column = line + 1, 0  # the text begins below its `>-`
+    elif at.style:
+        column += 1  # the quote
+    while line <= len(lines):
+        text = lines[line - 1]
+        start = column - 1 if column else len(text) - len(text.lstrip())
+        length = len(text.rstrip()) - start
+        if offset <= length or line == len(lines):
+            return line, start + 1 + max(0, min(offset, length))
+        line, column, offset = line + 1, 0, offset - length - 1
+    return at.line, at.column
 
 
 @lru_cache(maxsize=128)  # so that a reload, and every gateway of a test run, reads only what changed
@@ -89,7 +119,7 @@ def parse(text: str, file: str) -> Document:
     data = reader.read(node, ())
     if reader.diagnostics:
         raise MappingErrors(reader.diagnostics)
-    return Document(file, data, reader.positions)
+    return Document(file, data, reader.positions, tuple(text.splitlines()))
 
 
 class _Reader:
@@ -97,13 +127,13 @@ class _Reader:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.positions: dict[Place, tuple[int, int]] = {}
+        self.positions: dict[Place, Position] = {}
         self.diagnostics: list[Diagnostic] = []
         self.seen: set[int] = set()
 
     def read(self, node: Node, place: Place) -> object:
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        self.positions[place] = (line, column)
+        self.positions[place] = Position(line, column, str(getattr(node, "style", None) or ""))
         if len(place) > MAX_DEPTH:
             self._complain(node, f"nested deeper than {MAX_DEPTH} levels")
             return None
@@ -172,15 +202,52 @@ _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _STEP = re.compile(r"\.([A-Za-z_][\w-]*)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
+MAX_MISTAKES = 50
+"""Mistakes of shape that are told of one file."""
+
+
 def shape(document: Document, kind: type[T]) -> T:
-    """Turn a document into the Struct `kind`. Raises `MappingErrors` that point at the value that does not fit."""
-    try:
-        return msgspec.convert(document.data, kind)
-    except msgspec.ValidationError as error:
-        raise MappingErrors([_locate(document, str(error), kind)]) from None
+    """Turn a document into the Struct `kind`. Raises `MappingErrors` that point at the values that do not fit."""
+    shaped, diagnostics = shaped_as(document, kind)
+    if shaped is None or diagnostics:
+        raise MappingErrors(diagnostics)
+    return shaped
 
 
-def _locate(document: Document, message: str, kind: type) -> Diagnostic:
+def shaped_as(document: Document, kind: type[T]) -> tuple[T | None, list[Diagnostic]]:
+    """Return a document as the Struct `kind` without what does not fit, and what that is.
+
+    None instead of the Struct if nothing can be made of it.
+    """
+    data = copy.deepcopy(document.data)
+    diagnostics: list[Diagnostic] = []
+    while len(diagnostics) < MAX_MISTAKES:
+        try:
+            return msgspec.convert(data, kind), diagnostics
+        except msgspec.ValidationError as error:
+            place, message, hint = _locate(str(error), kind)
+            # What is missing only because it was taken out as wrong is no mistake of its own.
+            if "missing required field" not in message or not diagnostics:
+                diagnostics.append(document.diagnostic(place, message, hint))
+            if "missing required field" in message or not _take_out(data, place):
+                break
+    return None, diagnostics
+
+
+def _take_out(data: object, place: Place) -> bool:
+    """Remove a key from nested maps and lists; say whether it was there."""
+    for step in place[:-1]:
+        data = data.get(step) if isinstance(data, dict) else data[step] if isinstance(data, list) else None  # type: ignore[index]
+    if not place or not isinstance(data, dict):
+        return False
+    return data.pop(place[-1], _NOWHERE) is not _NOWHERE
+
+
+_NOWHERE = object()
+
+
+def _locate(message: str, kind: type) -> tuple[Place, str, str | None]:
+    """Return the place that a message of msgspec's speaks of, the message for people, and a hint."""
     place: Place = ()
     if found := _PATH.search(message):
         message = message[: found.start()]
@@ -193,7 +260,7 @@ def _locate(document: Document, message: str, kind: type) -> Diagnostic:
         place = (*place, unknown[1])
         message = f"unknown key `{unknown[1]}`"
         hint = suggest(unknown[1], _field_names(kind))
-    return document.diagnostic(place, message, hint)
+    return place, message, hint
 
 
 def _field_names(kind: type) -> list[str]:

@@ -1,9 +1,10 @@
 """What the mappings would do with a payload, without sending or storing anything."""
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
 from gateway.destinations import Destination, Unrenderable, iso, pack, plain, render
 from gateway.events import Event
@@ -13,6 +14,7 @@ from gateway.sources import read_verified
 from gateway.translate import Translation, translate
 
 _KEY = b"\0" * 16
+_ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def events_of(mappings: Mappings, source: str, headers: Mapping[str, str], body: bytes, now: int = 0) -> Translation:
@@ -27,6 +29,36 @@ def shown(event: Event) -> dict[str, object]:
     known = {name: value for name, value in structs.asdict(event).items() if value not in (None, {}, "")}
     printed = {"at": iso(event.at), "properties": plain(event.properties), "subjects": list(event.subjects)}
     return known | printed
+
+
+def changes(before: Translation, after: Translation) -> Iterator[str]:
+    """Yield what differs between two translations of one webhook: events and their fields, and why there is none."""
+    old, new = ([_flat(shown(each.event)) for each in translation.emissions] for translation in (before, after))
+    for number, (one, other) in enumerate(zip_longest(old, new), 1):
+        if one is None or other is None:
+            sign, there = ("+", other) if one is None else ("-", one)
+            yield f"{sign} event {number}: {there['name']} {there.get('properties.value', '')}".rstrip()
+            continue
+        for name in dict.fromkeys((*one, *other)):
+            if one.get(name) != other.get(name):
+                yield f"  event {number}, {name}: {one.get(name, 'nothing')} -> {other.get(name, 'nothing')}"
+    for sign, notes, others in (("-", before.notes, after.notes), ("+", after.notes, before.notes)):
+        for note in notes:
+            if note not in others:
+                why = f"{note.skip or 'failed'}: {note.error}" if note.error else note.skip
+                yield f"{sign} rule `{note.rule or '*'}` {why}"
+
+
+def _flat(value: object, path: str = "") -> dict[str, str]:
+    """Return each leaf of nested data under its path, as text."""
+    if isinstance(value, Struct):
+        value = structs.asdict(value)
+    if not isinstance(value, dict | list) or not value:
+        return {path: value if isinstance(value, str) else _ENCODE(value).decode()}
+    flat: dict[str, str] = {}
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        flat |= _flat(each, f"{path}.{key}" if path else str(key))
+    return flat
 
 
 def requests_of(translation: Translation, destination: Destination, now: int = 0) -> Iterator[str]:

@@ -69,6 +69,11 @@ class ExpressionError(Exception):
         self.column = column
         self.path = path
 
+    @property
+    def offset(self) -> int | None:
+        """The characters before the mistake, if its column is known."""
+        return None if self.column is None else self.column - 1
+
 
 class Compiled(Protocol):
     """A compiled expression or template. Raises EvaluationError."""
@@ -162,6 +167,13 @@ def _tree(text: str) -> tuple[_Node | None, str, int | None]:
         return None, "the expression cannot be read", None
 
 
+_LEXER_HINTS = {
+    "=": "; did you mean `==`?",
+    "/": "; for money write money_minor(amount, currency), which knows each currency's decimals, else divide(a, b)",
+    "+": "; write add(a, b)",
+}
+
+
 def _syntax_error(text: str, error: ParseError | EmptyExpressionError) -> tuple[str, int]:
     if isinstance(error, EmptyExpressionError) or not text.strip():
         return "the expression is empty", 1
@@ -170,7 +182,7 @@ def _syntax_error(text: str, error: ParseError | EmptyExpressionError) -> tuple[
         return "the expression ends too early", len(text) + 1
     column = error.lex_position + 1
     if isinstance(error, LexerError):
-        hint = "; did you mean `==`?" if error.lexer_value == "=" else ""
+        hint = _LEXER_HINTS.get(error.lexer_value, "")
         return error.message[:1].lower() + error.message[1:100] + hint, column
     if kind == "NUMBER":
         return f"unexpected {error.token_value}; a number is written between backticks", column

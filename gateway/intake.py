@@ -56,6 +56,13 @@ class KeptRequest(Struct, frozen=True):
     body: bytes
 
 
+def kept_request(stored: StoredWebhook, sealer: Sealer) -> KeptRequest:
+    """Return a stored webhook's request. Raises `ValueError` when retention has taken it."""
+    if stored.sealed is None:
+        raise ValueError(f"webhook {stored.webhook} is past retention: its body is gone")
+    return msgpack.decode(sealer.open(stored.sealed, b"webhook"), type=KeptRequest)
+
+
 class Received(Struct, frozen=True):
     """The answer to a webhook: the sender's own id for it, and what the store says."""
 
@@ -118,9 +125,7 @@ class Intake:
         What was sent or is pending stays as it is; what was skipped or is dead starts again. Raises `UnknownSource`,
         `MalformedWebhook`, `StoreUnavailable`; and `ValueError` when retention has taken the body.
         """
-        if stored.sealed is None:
-            raise ValueError(f"webhook {stored.webhook} is past retention: its body is gone")
-        kept = msgpack.decode(self._sealer.open(stored.sealed, b"webhook"), type=KeptRequest)
+        kept = kept_request(stored, self._sealer)
         mappings, source, now = self._mappings(), self.source(stored.source), self._clock()
         webhook = read_verified(kept.headers, kept.body, source, stored.received_at)
         receipt = await self._store.replay(stored.webhook, await self._accept(webhook, source, mappings, now), now)

@@ -185,7 +185,7 @@ class _Run:
         spec = self.test.spec
         for index, link in enumerate(spec.links):
             await self.link(link, index)
-        numbers = [await self.receive(each, place) for each, place in _webhooks(spec)]
+        numbers = [await self.receive(each, place) for each, place in list(_webhooks(spec))]
         events: list[dict[str, object]] = []
         skips: list[tuple[str | None, str]] = []
         errors: list[str] = []
@@ -293,7 +293,12 @@ def _anywhere() -> Destination:
 
 
 def _webhooks(spec: TestSpec) -> Iterator[tuple[WebhookSpec, tuple[str | int, ...]]]:
-    if spec.sample is not None or spec.payload is not None or not spec.webhooks:
+    one = (spec.sample, spec.payload, spec.changes) != (None, None, None) or bool(spec.headers)
+    if one and spec.webhooks:
+        raise _TestError(
+            "a test has either one webhook or `webhooks`: write each one's keys in its entry", ("webhooks",)
+        )
+    if not spec.webhooks:
         yield WebhookSpec(spec.sample, spec.payload, spec.changes, spec.headers), ()
     for index, each in enumerate(spec.webhooks):
         yield each, ("webhooks", index)

@@ -1,6 +1,7 @@
 """The mapping directory: every source and destination in it, loaded whole or not at all."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -37,6 +38,13 @@ def bundled() -> Path:
     package = Path(__file__).parent
     installed = package / "bundled"
     return installed if installed.is_dir() else package.parent / "mappings"  # a checkout has them beside the package
+
+
+def copy_bundled(folder: Path) -> None:
+    """Copy the bundled mappings to a folder that is new or empty. Raises `FileExistsError` that says what to do."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; name a folder that is new or empty")
+    shutil.copytree(bundled(), folder, dirs_exist_ok=True)
 
 
 def load_mappings(path: Path, variables: Variables, senders: Variables | None = None) -> Mappings:

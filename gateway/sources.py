@@ -7,11 +7,12 @@ functions. `read` turns a request into a `Webhook`.
 import fnmatch
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
-from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shape, substitute
+from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shaped_as, substitute
 from gateway.events import Kind, Webhook
 from gateway.expressions import EvaluationError, compile_projection, template_errors
 from gateway.functions import MAPPING, Scope, milliseconds
@@ -95,7 +96,7 @@ class SourceSpec(Struct, frozen=True, forbid_unknown_fields=True):
     visitor: dict[str, object] = {}
     identity: IdentitySpec = field(default_factory=IdentitySpec)
     wait_for_link: str | None = None
-    currencies: dict[str, int] = {}
+    currencies: dict[Annotated[str, Meta(pattern="^[A-Z]{3}$")], Annotated[int, Meta(ge=0, le=8)]] = {}
     tables: dict[str, dict[str, object]] = {}
     setup: SetupSpec = field(default_factory=SetupSpec)
 
@@ -223,8 +224,10 @@ def scope_of(webhook: Webhook, source: Source) -> Scope:
 
 def compile_source(document: Document, version: str, variables: Variables) -> Source:
     """Compile a source's document. Raises `MappingErrors` with every mistake found in it."""
-    spec = shape(document, SourceSpec)
-    checker = _Checker(document)
+    spec, misshapen = shaped_as(document, SourceSpec)
+    if spec is None:
+        raise MappingErrors(misshapen)
+    checker = _Checker(document, misshapen)
     verification = checker.verification(spec.verify, variables)
     subjects = {name: SubjectSpec(each) if isinstance(each, str) else each for name, each in spec.subjects.items()}
     templates: dict[Place, object] = {
@@ -237,7 +240,8 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
     }
     checker.expressions(templates["webhook",], ("webhook",))
     for name, each in subjects.items():
-        checker.expressions(each.value, ("subjects", name))
+        inside: Place = () if isinstance(spec.subjects[name], str) else ("value",)
+        checker.expressions(each.value, ("subjects", name, *inside))
     checker.expressions(spec.visitor, ("visitor",))
     checker.expressions(_block(spec.identity), ("identity",))
     wait_for_link = checker.duration(spec.wait_for_link, ("wait_for_link",))
@@ -301,16 +305,16 @@ def _types(spec: RuleSpec) -> tuple[str, ...]:
 class _Checker:
     """Checks the parts of one document, collecting a diagnostic for each mistake on the way."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, diagnostics: list[Diagnostic]) -> None:
         self.document = document
-        self.diagnostics: list[Diagnostic] = []
+        self.diagnostics = diagnostics
 
-    def complain(self, place: Place, message: str, column: int | None = None) -> None:
-        self.diagnostics.append(self.document.diagnostic(place, message, offset=(column or 1) - 1))
+    def complain(self, place: Place, message: str, offset: int | None = None) -> None:
+        self.diagnostics.append(self.document.diagnostic(place, message, offset=offset))
 
     def expressions(self, node: object, place: Place) -> None:
         for error in template_errors(node, MAPPING):
-            self.complain((*place, *error.path), error.message, error.column)
+            self.complain((*place, *error.path), error.message, error.offset)
 
     def duration(self, text: str | None, place: Place) -> int:
         try:

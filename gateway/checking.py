@@ -1,0 +1,114 @@
+"""What `gateway check` tells: every mistake of a mappings folder at once, and how each source is set up."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from gateway.documents import Diagnostic, MappingErrors, Variables, yaml_files
+from gateway.lints import lint
+from gateway.mapping_tests import load_tests
+from gateway.mappings import load_mappings, read_document, sample_headers
+from gateway.sources import MalformedWebhook, Source, compile_source, read_verified
+
+
+class Finding(Struct, frozen=True):
+    """A diagnostic as `--format json` writes it. `line` and `column` are 1-based."""
+
+    file: str
+    line: int
+    column: int
+    severity: str
+    message: str
+    hint: str | None
+
+
+def mistakes(path: Path, variables: Variables) -> list[Diagnostic]:
+    """Return all that is wrong in a mappings folder: what keeps it from use, and what is most likely a mistake."""
+    found: list[Diagnostic] = []
+    try:
+        mappings = load_mappings(path, variables)
+    except MappingErrors as errors:
+        found += errors.diagnostics
+    else:
+        try:
+            load_tests(path, mappings)
+        except MappingErrors as errors:
+            found += errors.diagnostics
+    for file in yaml_files(path / "sources"):
+        found += _lints(path, file)
+    return sorted(set(found), key=lambda each: (each.file, each.line, each.column, each.message))
+
+
+def _lints(path: Path, file: Path) -> list[Diagnostic]:
+    try:
+        document, version = read_document(file)
+        source = compile_source(document, version, lambda _: None)
+    except MappingErrors:
+        return []  # `load_mappings` has told that
+    samples: list[object] = []
+    types: list[str] = []
+    for each in sorted((path / "samples" / source.name).glob("*.json")):
+        body = each.read_bytes()
+        try:
+            headers = sample_headers(path, source.name, each.name, body, 0)
+            types.append(read_verified(headers, body, source, 0).type)
+        except (MalformedWebhook, MappingErrors):
+            continue  # a sample that is no webhook of this source says nothing about its fields
+        samples.append(msgspec.json.decode(body))
+    return lint(document, source.spec, samples, types)
+
+
+def source_line(diagnostic: Diagnostic) -> str | None:
+    """Return the line that a diagnostic points into, or None if it cannot be read."""
+    try:
+        lines = Path(diagnostic.file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[diagnostic.line - 1] if diagnostic.line <= len(lines) else None
+
+
+def pictured(diagnostic: Diagnostic) -> str:
+    """Return a diagnostic with its line and a caret under the place, as a compiler prints it."""
+    head = f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}: error: {diagnostic.message}"
+    parts = [head]
+    line = source_line(diagnostic)
+    if line is not None and line.strip():
+        # A line is shown around the place: some are long.
+        start = max(0, diagnostic.column - 80)
+        shown = line[start : start + 120].replace("\t", " ")
+        parts += [f"{diagnostic.line:>5} | {shown}", f"      | {' ' * (diagnostic.column - 1 - start)}^"]
+    if diagnostic.hint:
+        parts.append(f"  hint: {diagnostic.hint}")
+    return "\n".join(parts)
+
+
+def finding(diagnostic: Diagnostic) -> Finding:
+    """Return a diagnostic as editors and CI read it."""
+    return Finding(
+        file=diagnostic.file,
+        line=diagnostic.line,
+        column=diagnostic.column,
+        severity="error",
+        message=diagnostic.message,
+        hint=diagnostic.hint,
+    )
+
+
+def types_of(source: Source) -> list[str]:
+    """Return the types that a source's rules name, wildcards apart, in the order of the file."""
+    return list(dict.fromkeys(type for rule in source.rules for type in rule.on if "*" not in type))
+
+
+def setup(source: Source, url: str) -> Iterator[str]:
+    """Yield how the sender's endpoint is set up: what it must send, why, and the command if there is one."""
+    types = types_of(source)
+    yield f"subscribe {url} to these {len(types)} types: {', '.join(types)}"
+    for type, why in source.spec.setup.required.items():
+        yield f"do not leave out {type}: {why}"
+    if source.spec.setup.command:
+        command = source.spec.setup.command.replace("{url}", shlex.quote(url))
+        each = [source.spec.setup.each.replace("{type}", type) for type in types]
+        yield " \\\n    ".join([command, *filter(None, each)])

@@ -187,7 +187,7 @@ def translate(
     translation = _translated(mappings, source, headers | _pairs(header), body, file)
     for note in translation.notes:
         what = f"failed: {note.error}" if note.error and not note.skip else f"skipped: {note.skip} {note.error or ''}"
-        click.echo(f"rule `{note.rule or '*'}` {what}", err=True)
+        click.echo(f"rule `{note.rule or '*'}` {what}".rstrip(), err=True)
     if destination is None:
         _tell_events(translation)
     else:
@@ -284,9 +284,10 @@ def explain_command(what: str, file: str | None, header: tuple[str, ...], path: 
     if file is not None:
         _known(what, mappings.sources, "source")
         body, headers = _body(what, file)
-        told = explain(mappings.sources[what], headers | _pairs(header), body, mappings.profiles, lambda _: {})
+        now = time.time_ns() // 1_000_000
+        told = explain(mappings.sources[what], headers | _pairs(header), body, mappings.profiles, lambda _: {}, now)
         click.echo("\n".join(lines(told)))
-        return
+        sys.exit(1 if told.steps[-1].name == "refused" else 0)
     found = 0
     with _stored(settings) as store:
         for webhook, kept in store.called(what):
@@ -395,16 +396,16 @@ def send(source: str, file: str | None, url: str, secret: str | None, header: tu
     from gateway.signatures import SignatureError, sign
 
     settings = _settings()
-    overridden = _Overridden(settings.environment, secret)
-    mappings = _mappings(settings.mappings, overridden)
+    mappings = _dry(settings.mappings, settings)
     _known(source, mappings.sources, "source")
     if file is None:
         click.echo("\n".join(samples(settings.mappings, source)) or f"there are no samples of {source}")
         return
     body, _ = _body(source, file)
     body = minified(body)
+    verification = _verification(mappings.sources[source].spec.verify, secret, settings.environment)
     try:
-        signature = sign(mappings.sources[source].verification, body, time.time(), f"msg_{time.time_ns()}")
+        signature = sign(verification, body, time.time(), f"msg_{time.time_ns()}")
     except SignatureError:
         _fail(f"error: no secret to sign with: give --secret, or set what `verify.secrets` of {source} names", 2)
     known = sample_headers(settings.mappings, source, Path(file).name, body, time.time())
@@ -415,6 +416,21 @@ def send(source: str, file: str | None, url: str, secret: str | None, header: tu
         _fail(f"error: {url} does not answer ({error}); is `gateway serve` running there?")
     click.echo(f"{answer.status_code} {answer.text}")
     sys.exit(0 if answer.is_success else 1)
+
+
+def _verification(spec: Any, secret: str | None, environment: Any) -> Any:
+    """Return how one source verifies, whatever the settings of the others are."""
+    from msgspec import structs
+
+    from gateway.documents import substitute
+    from gateway.signatures import compile_verification
+
+    secrets = secret or substitute(spec.secrets, environment)
+    url = substitute(spec.url, environment) if spec.url else None
+    try:
+        return compile_verification(structs.replace(spec, secrets=secrets, url=url))
+    except ValueError as error:
+        _fail(f"error: {error}", 2)
 
 
 @main.command("link-token")
@@ -499,20 +515,6 @@ class _Filled:
         if name.endswith(("_URL", "_HOST")):
             return ""  # the default of the file, if it has one
         return "whsec_AAAA" if name.endswith("_SECRET") else f"<{name}>"
-
-
-class _Overridden:
-    """Gives every secret of a source as the one from the command line."""
-
-    def __init__(self, environment: Any, secret: str | None) -> None:
-        self._environment = environment
-        self._secret = secret
-
-    def __call__(self, name: str) -> str | None:
-        if self._secret and name.endswith("_WEBHOOK_SECRET"):
-            return self._secret
-        value: str | None = self._environment(name)
-        return value
 
 
 def _known(name: str, known: Any, what: str) -> None:

@@ -27,7 +27,7 @@ from gateway.translate import MAX_SUBJECT, Translation, translate
 Resolve = Callable[[Mapping[str, str]], Mapping[str, Mapping[str, str] | None]]
 """From subjects' normalised values, by name, to the visitor ids, by product, that each is linked to.
 
-None is a subject without a link; a subject that is left out was not looked up.
+None is a subject without a link; a subject that is left out was not looked up. A link may have no visitor id.
 """
 
 _CUT = 80
@@ -157,15 +157,15 @@ class _Reader:
 
     def subject_steps(self, resolve: Resolve) -> Iterator[Step]:
         links = resolve(self.linkable) if self.linkable else {}
-        first = next((name for name in self.linkable if links.get(name)), None)
+        first = next((name for name in self.linkable if links.get(name) is not None), None)
         for name, (template, value) in self.subjects.items():
             text, private = self.linkable.get(name), name in {"user", "email", "phone"}
             digest = hashlib.sha256(text.encode()).hexdigest() if text and private else None
             shown = self.hashed(digest, value) if private or not text else self.shown(text)
             if text and name in links:
-                ids = (links[name] or {}).items()
-                told = ", ".join(f"{product} {self.shown(id)}".strip() for product, id in ids)
-                shown += f", linked to {told}" if ids else ", not linked"
+                ids = links[name]
+                told = ", ".join(f"{product} {self.shown(id)}".strip() for product, id in (ids or {}).items() if id)
+                shown += ", not linked" if ids is None else f", linked to {told or 'no visitor id'}"
             yield Step(name, _expression(template), (shown + (": this gives the visitor" if name == first else ""),))
 
     def identity_steps(self) -> Iterator[Step]:

@@ -53,6 +53,7 @@ MAX_DEPTH = 64
 MAX_NODES = 10_000
 # How often an expression may copy its document: `[@,@] | [@,@] | …` doubles it at every step.
 MAX_GROWTH = 10_000
+MAX_ITEMS = 100_000
 
 _Path = tuple[str | int, ...]
 
@@ -355,6 +356,9 @@ def _flattened(value: object) -> list[object] | None:
     for element in value:
         if isinstance(element, list):
             merged.extend(element)
+            # Nothing else makes lists longer than those of the document.
+            if len(merged) > MAX_ITEMS:
+                raise EvaluationError(f"a list of more than {MAX_ITEMS:,} items")
         else:
             merged.append(element)
     return merged

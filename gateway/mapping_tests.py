@@ -368,24 +368,40 @@ def _text(value: object) -> str:
 
 
 def rewritten(tests: Sequence[tuple[MappingTest, Result]], text: str) -> str:
-    """Return a file of tests with the expectations of these tests as they came out; comments and layout stay.
+    """Return a file of tests with the expectations of these tests as they came out; all else stays as it is written.
 
     A test keeps looking at what it looked at: only an event that it did not expect is written out whole.
     """
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    content = yaml.load(text)
-    for test, result in tests:
-        written = content["tests"][test.index]
+    root = YAML(typ="safe", pure=True).compose(text)
+    for test, result in sorted(tests, key=lambda each: each[0].index, reverse=True):
         known = test.spec.expect
-        written["expect"] = [
+        events = [
             _projected(known[index], event) if index < len(known) else _worth_writing(event)
             for index, event in enumerate(result.events)
         ]
+        key, value = next(pair for pair in _value(root, "tests").value[test.index].value if pair[0].value == "expect")
+        # A block ends where the next one begins: what stands between them, comments too, is no part of it.
+        written = text[value.start_mark.index : value.end_mark.index].splitlines(keepends=True)
+        while len(written) > 1 and written[-1].lstrip()[:1] in {"", "#"}:
+            written.pop()
+        end = value.start_mark.index + len("".join(written).rstrip())
+        text = text[: key.end_mark.index] + ":" + _block(events, key.start_mark.column + 2) + text[end:]
+    return text
+
+
+def _value(node: Any, name: str) -> Any:
+    return next(value for key, value in node.value if key.value == name)
+
+
+def _block(events: list[object], indent: int) -> str:
+    """Return a list as YAML that stands below its key."""
+    if not events:
+        return " []"
+    yaml = YAML()
+    yaml.width = 110
     out = StringIO()
-    yaml.dump(content, out)
-    return out.getvalue()
+    yaml.dump(events, out)
+    return "".join(f"\n{' ' * indent}{line}" for line in out.getvalue().splitlines())
 
 
 def _worth_writing(event: Mapping[str, object]) -> object:

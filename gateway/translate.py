@@ -25,6 +25,8 @@ MAX_KEYS = 16
 """Keys of one `once`."""
 MAX_DEPTH = 100
 """Levels of a property."""
+MAX_SIZE = 200_000
+"""Values and characters of an event's properties and context."""
 MAX_SUBJECT = 512
 """Characters of a subject's value; longer ones are no ids."""
 
@@ -135,7 +137,7 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
     context = rule.context(document, scope)
     assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
     assert isinstance(context, dict)  # noqa: S101
-    texts = _texts([properties, context], [])
+    texts = _texts([properties, context], [], [MAX_SIZE])
     if not rule.allow_pii and (leak := person.guard.leaks_any(texts)):
         return Note(
             rule.name, skip="pii_leak", error=f"a property contains the {leak}; hash it, or say `allow_pii: true`"
@@ -236,20 +238,26 @@ def _payload_visitor(ids: Mapping[str, object]) -> Visitor | None:
     return Visitor(ids=products, linked_by="payload") if products else None
 
 
-def _texts(value: object, found: list[str], depth: int = 0) -> list[str]:
+def _texts(value: object, found: list[str], room: list[int], depth: int = 0) -> list[str]:
     """Collect every text in a value, keys included: some rules pass an object of the payload on as it is.
 
-    Raises EvaluationError for what is nested so deeply that it could not be encoded later.
+    `room` is how many values and characters there may still be. Raises EvaluationError when it is used up, and for what
+    is nested so deeply that it could not be encoded later.
     """
     if depth > MAX_DEPTH:
         raise EvaluationError(f"a property is nested deeper than {MAX_DEPTH} levels")
+    room[0] -= 1
     if isinstance(value, str):
+        room[0] -= len(value)
         found.append(value)
-    elif isinstance(value, dict):
+    if room[0] < 0:
+        raise EvaluationError(f"the properties hold more than {MAX_SIZE:,} values and characters")
+    if isinstance(value, dict):
         for name, item in value.items():
+            room[0] -= len(name)
             found.append(name)
-            _texts(item, found, depth + 1)
+            _texts(item, found, room, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            _texts(item, found, depth + 1)
+            _texts(item, found, room, depth + 1)
     return found

@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import jwt
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -43,17 +45,231 @@ def test_check_says_what_is_on_and_what_is_missing() -> None:
     assert lines["nexly"].endswith("off: set NEXLY_APP_ID, NEXLY_INGEST_KEY")
 
 
-def test_check_points_at_every_mistake(tmp_path: Path) -> None:
-    (tmp_path / "sources").mkdir()
-    good = (bundled() / "sources/shopify.yaml").read_text()
-    broken = good.replace("money(total_price", "monye(total_price").replace("hold:", "hodl:")
-    (tmp_path / "sources/shopify.yaml").write_text(broken)
-    result = gateway("check", str(tmp_path))
+ACME = """
+source: acme
+verify: {scheme: token, header: X-Token}
+webhook: {id: id, type: kind}
+rules:
+  - on: paid
+    emit: purchase
+    once: id
+    hodl: 2m
+    properties:
+      value: monye(amount, currency)
+      currency: currency
+      plan: pro
+"""
+CHECKED = """\
+{0}/sources/acme.yaml:9:11: error: unknown key `hodl`
+    9 |     hodl: 2m
+      |           ^
+  hint: did you mean `hold`?
+{0}/sources/acme.yaml:11:14: error: unknown function `monye`; did you mean `money`?
+   11 |       value: monye(amount, currency)
+      |              ^
+2 mistakes in {0}
+"""
+
+
+@pytest.fixture
+def acme(tmp_path: Path) -> Path:
+    """Return a mappings folder of one source, with mistakes in it, and a sample."""
+    folder = tmp_path / "acme"
+    for name, text in {
+        "sources/acme.yaml": ACME,
+        "samples/acme/paid.json": '{"id": "1", "kind": "paid", "amount": "5.00", "currency": "EUR"}',
+        "tests/acme/paid.yaml": "tests:\n  - {name: paid, sample: paid, expect: [{name: purchase}]}\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def mended(folder: Path, *changes: tuple[str, str]) -> Path:
+    file = folder / "sources/acme.yaml"
+    text = file.read_text().replace("hodl", "hold").replace("monye", "money")
+    for old, new in changes:
+        text = text.replace(old, new)
+    file.write_text(text)
+    return folder
+
+
+def test_check_pictures_every_mistake(acme: Path) -> None:
+    result = gateway("check", str(acme))
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", CHECKED.format(acme))
+
+
+def test_check_tells_what_is_most_likely_not_meant(acme: Path) -> None:
+    result = gateway("check", str(mended(acme)))
     assert result.exit_code == 1
-    assert f"{tmp_path}/sources/shopify.yaml:" in result.stderr
-    assert "unknown function `monye`" in result.stderr
-    assert "money" in result.stderr
-    assert result.stderr.rstrip().endswith(f"2 mistakes in {tmp_path}")
+    assert (
+        f"{acme}/sources/acme.yaml:13:13: error: no sample has a field `pro`\n   13 |       plan: pro\n"
+        in result.stderr
+    )
+    assert "{const: pro}" in result.stderr
+    assert gateway("check", str(mended(acme, ("plan: pro", "plan: {const: pro}")))).exit_code == 0
+
+
+def test_check_tells_editors_too(acme: Path) -> None:
+    told = msgspec.json.decode(gateway("check", str(acme), "--format", "json").stdout)
+    assert [(each["line"], each["column"], each["severity"]) for each in told] == [(9, 11, "error"), (11, 14, "error")]
+    assert told[0]["hint"] == "did you mean `hold`?"
+    assert gateway("check", "--format", "json").stdout == "[]\n"
+
+
+def test_check_says_how_a_sender_is_set_up() -> None:
+    told = gateway("check", "--setup", "stripe", "--url", "https://pay.example/").stdout
+    assert "do not leave out invoice_payment.paid: since API version 2025-03-31" in told
+    assert "stripe webhook_endpoints create --url https://pay.example/webhooks/stripe \\\n" in told
+    assert '-d "enabled_events[]=refund.created"' in told
+    assert "must send invoice_payment.paid" in gateway("check", STRIPE_WEBHOOK_SECRET="whsec_x").stdout
+
+
+def test_tests_that_pass_are_told_by_file_with_the_rules_that_none_reaches(acme: Path) -> None:
+    more = "  - {name: given back, on: back, emit: refund, once: id}\n"
+    (acme / "sources/acme.yaml").write_text(mended(acme).joinpath("sources/acme.yaml").read_text() + more)
+    result = gateway("test", str(acme))
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "ok    tests/acme/paid.yaml  1 of 1\nno test reaches these rules of acme: given back\n",
+    )
+
+
+def test_a_test_that_fails_says_what_differs_and_can_be_rewritten(acme: Path) -> None:
+    mended(acme)
+    file = acme / "tests/acme/paid.yaml"
+    file.write_text(BEFORE)
+    failed = gateway("test", str(file))
+    assert failed.exit_code == 1
+    assert f"{file}:6:29: error: event 1, properties.value: expected 6, got 5.00\n" in failed.stdout
+    assert "an event too many: `purchase` of 5.00, made by the rule `purchase on paid`" in failed.stdout
+    assert gateway("test", str(acme), "--update").exit_code == 0
+    assert file.read_text() == AFTER
+    assert gateway("test", str(acme)).exit_code == 0
+
+
+BEFORE = """\
+tests:
+  - name: paid      # one
+    sample: paid
+    expect:
+      - name: purchase
+        properties: {value: 6}
+
+  # another
+  - {name: as it is, sample: paid, expect: [{name: purchase}]}
+  - name: nothing
+    sample: paid
+    expect: []
+    skips: []   # none
+"""
+AFTER = """\
+tests:
+  - name: paid      # one
+    sample: paid
+    expect:
+      - name: purchase
+        properties:
+          value: 5.0
+
+  # another
+  - {name: as it is, sample: paid, expect: [{name: purchase}]}
+  - name: nothing
+    sample: paid
+    expect:
+      - name: purchase
+        properties:
+          value: 5.0
+          currency: EUR
+    skips: []   # none
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ("sample: paid, expect: []", "an event too many: `purchase` of 5.00, made by the rule `purchase on paid`"),
+        ("sample: paid, expect: [{name: purchase}, {name: refund}]", "expected the event `refund`, got none"),
+        ("sample: piad, expect: []", "there is no sample `piad` of acme\n    hint: did you mean `paid`?"[:34]),
+        ("expect: []", "a webhook is either a `sample` or a `payload`"),
+        ("payload: [1], expect: []", "the webhook is refused as malformed: it has no id"),
+        ("sample: paid, with: {amount: x}, expect: []", "rule `purchase on paid` failed: `money`: "),
+        ("sample: paid, expect: [{name: purchase}], skips: [{reason: filtered}]", "skipped were: nothing"),
+        ("sample: paid, exact: true, expect: [{name: purchase}]", "event 1, id: not expected, got"),
+        ("webhooks: [{sample: paid, after: soon}], expect: []", "`soon` is not a duration"),
+    ],
+)
+def test_a_test_says_what_is_wrong_with_it(acme: Path, test: str, told: str) -> None:
+    mended(acme)
+    (acme / "tests/acme/paid.yaml").write_text(f"tests:\n  - {{name: it, {test}}}\n")
+    result = gateway("test", str(acme))
+    assert result.exit_code == 1
+    assert told in result.stdout
+
+
+def test_init_writes_a_folder_that_is_right_and_overwrites_none(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert gateway("init", str(folder)).exit_code == 0
+    assert gateway("check", str(folder)).exit_code == 0
+    assert gateway("test", str(folder), "-k", "shopify").exit_code == 0
+    assert (folder / "README.md").is_file()
+    again = gateway("init", str(folder))
+    assert (again.exit_code, again.stderr) == (
+        2,
+        f"error: {folder} is there already; name a folder that is new or empty\n",
+    )
+
+
+def test_schema_prints_one_and_writes_all(tmp_path: Path) -> None:
+    assert msgspec.json.decode(gateway("schema", "source").stdout)["$schema"].startswith("https://json-schema.org/")
+    assert len(gateway("schema", "--write", str(tmp_path)).stdout.splitlines()) == 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["destination.json", "source.json", "tests.json"]
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> dict[str, str]:
+    """Return the settings of a gateway that took two webhooks and a link, and is gone."""
+    environment = {
+        "GATEWAY_STORE": f"sqlite:///{tmp_path / 'g.db'}",
+        "GATEWAY_LINK_SECRET": LINK_SECRET,
+        "STRIPE_WEBHOOK_SECRET": "whsec_x",
+    }
+    with running(create_app(load_settings(environment))) as url:
+        link = {"visitor_id": "anon_1", "subjects": {"user": "user_42"}}
+        httpx.post(f"{url}/link", json=link, headers={"authorization": f"Bearer {LINK_SECRET}"}).raise_for_status()
+        for name in ("checkout.session.completed", "refund.created"):
+            assert gateway("send", "stripe", name, "--url", url, **environment).exit_code == 0
+    return environment
+
+
+def test_explain_tells_of_a_stored_webhook_which_subject_resolved(taken: dict[str, str]) -> None:
+    told = gateway("explain", "evt_1SGateway0001Sample", **taken)
+    assert told.exit_code == 0
+    assert "anon_1" in told.stdout
+    assert "checkout paid: matched, makes purchase" in told.stdout
+    assert "ada@example.com" not in told.stdout
+    missing = gateway("explain", "evt_none", **taken)
+    assert (missing.exit_code, missing.stderr[:48]) == (1, "error: there is no webhook evt_none in the store")
+
+
+def test_explain_tells_of_a_sample_why_a_rule_did_not_match() -> None:
+    told = gateway("explain", "stripe", "checkout.session.completed").stdout
+    assert "checkout finished without payment" in told
+    assert "data.object.payment_status != 'paid'" in told
+
+
+def test_translate_tells_what_an_edit_changes_over_what_is_stored(taken: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    gateway("init", str(folder))
+    file = folder / "sources/stripe.yaml"
+    file.write_text(file.read_text().replace("emit: refund\n", "emit: money_back\n"))
+    told = gateway("translate", "--diff", str(bundled()), "--mappings", str(folder), **taken)
+    assert told.exit_code == 0
+    assert told.stdout.splitlines()[0] == "stripe refund.created evt_1SGateway0004Sample"
+    assert "  event 1, name: refund -> money_back" in told.stdout
+    assert told.stderr == "1 of 2 webhooks differ\n"
+    same = gateway("translate", "stripe", "refund.created", "--diff", str(bundled()), **taken)
+    assert (same.stdout, same.stderr) == ("", "0 of 1 webhooks differ\n")
 
 
 def test_serve_names_every_setting_that_is_not_right() -> None:
@@ -82,9 +298,9 @@ def test_translate_prints_the_request_without_its_secrets() -> None:
 
 
 def test_translate_says_why_there_is_no_event() -> None:
-    result = gateway("translate", "stripe", "charge.succeeded")
+    result = gateway("translate", "stripe", "charge.refunded")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "rule `*` skipped: unmapped \n"
+    assert result.stderr == "rule `*` skipped: unmapped\n"
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

@@ -59,7 +59,7 @@ HEAD = """
 source: s
 verify: {scheme: token}
 webhook: {id: id, type: type}
-subjects: {user: user, s_cart: cart, email: email}
+subjects: {user: user, s_cart: cart, email: email, phone: phone}
 identity: {email: email, phone: phone, first_name: first, last_name: last}
 visitor: {datalyr: anon}
 rules:
@@ -259,6 +259,16 @@ def test_a_property_with_somebody_s_email_is_masked_and_the_rule_says_what_to_do
 MASKED = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}%s\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
 
 
+@pytest.mark.parametrize(
+    ("note", "what"), [("call +1 202 555 0143", "phone"), ("by Ada Lovelace", "name"), ("ada", "first_name")]
+)
+def test_a_phone_number_or_a_name_is_masked_as_well(note: str, what: str) -> None:
+    rule = "  - {on: t, emit: a, allow_pii: true, properties: {x: note}}\n"
+    told = rules(rule, phone="+12025550143", first="Ada", last="Lovelace", note=note)
+    assert shown("x: note", told) == MASKED % what
+    assert shown("phone", told) == f"sha256:{hashlib.sha256(b'12025550143').hexdigest()[:8]}…"
+
+
 def test_somebody_else_s_email_is_masked_too() -> None:
     told = rules("  - {on: t, emit: a, when: old && new}\n", email="ada@example.com", old="grace%40example.com")
     assert shown("old", told) == MASKED % "email"
@@ -313,12 +323,25 @@ def test_a_part_is_what_stands_on_its_own(when: str, parts: list[str]) -> None:
     assert told[start + 2 : told.index("what comes of it")] == [f"      {part}" for part in parts]
 
 
-@pytest.mark.parametrize("when", ["(a || b) | c", "items[?a && b]", "contains(['a || b'], a)", "map(&(a || b), items)"])
+@pytest.mark.parametrize(
+    "when", ["a || b | c", "(a || b) | c", "items[?a && b]", "contains(['a || b'], a)", "map(&(a || b), items)"]
+)
 def test_what_does_not_start_from_the_document_is_not_taken_apart(when: str) -> None:
     told = rules(f'  - {{on: t, emit: a, name: r, when: "{when}"}}\n', items=[])
     start = told.index("  r: not matched")
     assert told[start + 1].startswith(f"    when: {when} → ")
     assert told[start + 2] == "what comes of it"
+
+
+def test_a_condition_shows_how_many_there_are_not_what_they_are() -> None:
+    told = rules("  - {on: t, emit: a, when: people && shop && no}\n", people=["Ada", "Grace"], shop={"name": "S"})
+    assert [shown(name, told) for name in ("people →", "shop →", "no →")] == ["a list of 2", "a map of 1", "nothing"]
+
+
+def test_a_condition_that_gives_zero_is_met() -> None:
+    told = rules("  - {on: t, emit: a, name: r, when: n, properties: {x: n}}\n", n=0)
+    assert "  r: matched, makes a" in told
+    assert shown("x: n", told) == "0"
 
 
 def test_an_expression_that_fails_is_shown_with_its_message() -> None:
@@ -338,17 +361,21 @@ def test_it_says_which_subject_gives_the_visitor() -> None:
     assert shown("email: email → sha256", told).endswith(', linked to datalyr "anon_1", nexly "n_1"')
 
 
+def test_a_link_without_a_visitor_id_is_a_link() -> None:
+    links: dict[str, Mapping[str, str] | None] = {"user": {}, "s_cart": {"nexly": ""}}
+    told = rules("  - {on: t, emit: a}\n", links, user="u", cart="c1")
+    assert shown("user", told).endswith("…, linked to no visitor id: this gives the visitor")
+    assert shown("s_cart", told) == '"c1", linked to no visitor id'
+
+
 def test_a_subject_that_was_not_looked_up_is_not_called_unlinked() -> None:
     assert shown("s_cart", rules("  - {on: t, emit: a}\n", cart="c1")) == '"c1"'
 
 
 def test_a_subject_that_nobody_can_link_says_so() -> None:
-    told = rules("  - {on: t, emit: a}\n", email="no address", cart=["c1"])
-    assert [shown(name, told) for name in ("user", "s_cart", "email")] == [
-        "nothing",
-        "nothing usable",
-        "nothing usable",
-    ]
+    told = rules("  - {on: t, emit: a}\n", email="no address", cart=["c1"], user="u" * 513)
+    subjects = told[told.index("subjects, in order of trust") + 1 :][:4]
+    assert [line.split(" → ")[1] for line in subjects] == [*["nothing usable"] * 3, "nothing"]
 
 
 def test_the_visitor_ids_of_the_payload_are_shown() -> None:
@@ -393,6 +420,13 @@ def test_rules_of_other_types_are_only_counted() -> None:
 def test_rules_with_the_same_name_are_told_apart() -> None:
     told = rules("  - {on: t, emit: a, name: r, when: no}\n  - {on: t, emit: b, name: r}\n")
     assert [line for line in told if line.startswith("  r: ")] == ["  r: not matched", "  r: matched, makes b"]
+
+
+def test_events_of_one_webhook_are_shown_with_their_own_ids() -> None:
+    told = rules("  - {on: t, emit: a, when: no}\n  - {on: t, emit: a}\n  - {on: t, emit: a}\n")
+    ids = [line.split()[-1] for line in told if line.startswith("    event id: ")]
+    assert len(set(ids)) == 2
+    assert [line.split()[2] for line in told if line.startswith("  event: ")] == ids
 
 
 def test_a_rule_that_only_ties_keys_says_what_it_ties_or_that_it_has_none() -> None:

@@ -92,3 +92,17 @@ def test_wildcards_and_tables() -> None:
 def test_a_rule_without_an_event_ties_keys_together() -> None:
     (payment,) = translated("  - {on: t, emit: null, once: [a, b, a, c]}\n", a="1", b=2).payments
     assert payment.keys == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("items | [@, @][] | [@, @][]", "a list of more than 100,000 items"),
+        ("[items, items, items, items, items]", "the properties hold more than 200,000 values and characters"),
+        ("items[].{a: 'xxxxxxxxxx'}", "the properties hold more than 200,000 values and characters"),
+    ],
+)
+def test_no_payload_makes_an_event_without_end(expression: str, told: str) -> None:
+    rules = f"  - {{on: t, emit: a, name: r, properties: {{x: {msgspec.json.encode(expression).decode()}}}}}\n"
+    translation = translated(rules, items=list(range(50_000)))
+    assert (translation.emissions, translation.notes) == ((), (Note("r", error=told),))

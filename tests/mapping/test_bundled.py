@@ -1,21 +1,20 @@
 """What the bundled mappings make of the bundled samples."""
 
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 
 from gateway.dry_run import events_of
-from gateway.events import Webhook, decode_event, encode_event
+from gateway.events import decode_event, encode_event
 from gateway.mapping_tests import MappingTest, load_tests, run_test
-from gateway.mappings import bundled, load_mappings, sample_headers
-from gateway.sources import MalformedWebhook, read_verified, scope_of
+from gateway.mappings import bundled, sample_headers
+from gateway.sources import MalformedWebhook
 from gateway.translate import Translation
+from tests.mapping.people import MAPPINGS, personal_data_of, webhook_of
 from tests.mapping.strange import SAMPLES, changed_samples
 
-MAPPINGS = load_mappings(bundled(), lambda _: None)
 TESTS = load_tests(bundled(), MAPPINGS)
 
 
@@ -23,26 +22,9 @@ def name_of(file: Path) -> str:
     return f"{file.parent.name}/{file.stem}"
 
 
-def webhook_of(file: Path) -> Webhook:
-    source, body = file.parent.name, file.read_bytes()
-    headers = sample_headers(bundled(), source, file.name, body, 0)
-    return read_verified(headers, body, MAPPINGS.sources[source], 0)
-
-
 def translated(file: Path) -> Translation:
     webhook = webhook_of(file)
     return events_of(MAPPINGS, webhook.source, webhook.headers, webhook.body)
-
-
-def personal_data_of(file: Path) -> list[bytes]:
-    """Return what the sample says of a person, as it is written."""
-    webhook = webhook_of(file)
-    source = MAPPINGS.sources[webhook.source]
-    found: Any = source.person(webhook.document, scope_of(webhook, source))
-    identity = found["identity"]
-    name = " ".join(str(identity.get(part, "")) for part in ("first_name", "last_name"))
-    texts = [name.strip(), identity.get("email"), identity.get("phone")]
-    return [text.lower().encode() for text in texts if text and len(text.split()) + len(text) > 6]
 
 
 @pytest.mark.parametrize("file", SAMPLES, ids=name_of)

@@ -15,12 +15,28 @@ from gateway.mappings import bundled, load_mappings, minified, sample_headers
 from gateway.server import running
 from gateway.settings import load_settings
 from gateway.signatures import sign
+from tests.mapping.people import personal_data_of
+from tests.mapping.strange import SAMPLES
 from tests.promises.collector import Collector
 
-PRIVATE = (b"@example.com", b"12025550143", b"493023125", b"ada example", b"beispiel", b"lovelace")
+PRIVATE = tuple(sorted({text for file in SAMPLES for text in personal_data_of(file)} | {b"@example.com"}))
+OTHERS = {
+    "PADDLE_WEBHOOK_SECRET": "private_paddle",
+    "LEMONSQUEEZY_WEBHOOK_SECRET": "private_lemon",
+    "WOOCOMMERCE_WEBHOOK_SECRET": "private_woo",
+    "POLAR_WEBHOOK_SECRET": "whsec_cHJpdmF0ZSBwb2xhciBzZWNyZXQ=",
+    "STANDARD_WEBHOOK_SECRET": "whsec_cHJpdmF0ZSBzdGFuZGFyZA==",
+    "SQUARE_WEBHOOK_SECRET": "private_square",
+    "SQUARE_WEBHOOK_URL": "https://gateway.example/webhooks/square",
+    "REVENUECAT_WEBHOOK_SECRET": "private_revenuecat",
+    "CHARGEBEE_WEBHOOK_SECRET": "private:chargebee",
+}
 SECRETS = tuple(
     secret.encode().lower()
-    for secret in (demo.STRIPE_SECRET, demo.SHOPIFY_SECRET, demo.LINK_SECRET, demo.SIGNING_SECRET, "nx_demo", "dk_demo")
+    for secret in (
+        *(demo.STRIPE_SECRET, demo.SHOPIFY_SECRET, demo.LINK_SECRET, demo.SIGNING_SECRET, "nx_demo", "dk_demo"),
+        *(secret for name, secret in OTHERS.items() if name.endswith("_SECRET")),
+    )
 )
 
 
@@ -30,11 +46,15 @@ class Ran:
     def __init__(self, folder: Path) -> None:
         collector = Collector([(500, {}), (400, {})])
         with running(collector.app()) as sink:
-            environment = demo.environment(folder, sink) | {
-                "WEBHOOK_URL": f"{sink}/sink",
-                "NEXLY_COLLECT_URL": f"{sink}/sink",
-                "DATALYR_HOST": "http://127.0.0.1:9/nobody",
-            }
+            environment = (
+                demo.environment(folder, sink)
+                | OTHERS
+                | {
+                    "WEBHOOK_URL": f"{sink}/sink",
+                    "NEXLY_COLLECT_URL": f"{sink}/sink",
+                    "DATALYR_HOST": "http://127.0.0.1:9/nobody",
+                }
+            )
             self.answers = _run(environment, folder / "log")
         self.log = (folder / "log").read_bytes().lower()
         self.stored = b"".join(file.read_bytes() for file in folder.glob("gateway.db*")).lower()
@@ -69,7 +89,7 @@ def _send_all(url: str, environment: dict[str, str]) -> bytes:
         source, body = file.parent.name, minified(file.read_bytes())
         for sent in (body, body[:-1]):
             headers = sample_headers(bundled(), source, file.name, body, time.time()) | sign(
-                sources[source].verification, sent, time.time()
+                sources[source].verification, sent, time.time(), f"msg_{file.stem}"
             )
             answers += httpx.post(f"{url}/webhooks/{source}", content=sent, headers=headers).content
         answers += httpx.post(f"{url}/webhooks/{source}", content=body, headers={"stripe-signature": "x"}).content

@@ -19,7 +19,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 from litestar.types import Scope
 
 from gateway.browser import Linking, link_routes
-from gateway.deliveries import StoredWebhook, StoreUnavailable
+from gateway.deliveries import StoredDelivery, StoredWebhook, StoreMismatch, StoreUnavailable
 from gateway.delivery import DeliveryLoops
 from gateway.intake import Intake, KeptRequest, kept_request
 from gateway.links import resolve
@@ -75,17 +75,19 @@ def create_app(
         deliveries.wake,
     )
 
-    async def follow_mappings() -> None:
+    keepers: dict[str, asyncio.Task[None]] = {}
+
+    def follow_mappings() -> None:
         if deliver:
-            await deliveries.follow()
+            deliveries.follow()
 
     @asynccontextmanager
     async def running(app: Litestar) -> AsyncIterator[None]:
-        await follow_mappings()
-        keepers = [
-            asyncio.create_task(_keep_house(app, store, settings.retention, clock)),
-            asyncio.create_task(mappings.follow(follow_mappings, watch=watch)),
-        ]
+        follow_mappings()
+        keepers.update(
+            retention=asyncio.create_task(_keep_house(app, store, settings.retention, clock)),
+            mappings=asyncio.create_task(mappings.follow(follow_mappings, watch=watch)),
+        )
         now = mappings.current
         _LOG.info("started", sources=list(now.sources), destinations=list(now.destinations), store=settings.store)
         if not now.destinations:
@@ -93,10 +95,10 @@ def create_app(
         try:
             yield
         finally:
-            await deliveries.stop()
-            for keeper in keepers:
+            for keeper in keepers.values():
                 keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            await asyncio.gather(*keepers.values(), return_exceptions=True)
+            await deliveries.stop()
             await store.close()
             _LOG.info("stopped")
 
@@ -105,7 +107,7 @@ def create_app(
         route_handlers=[
             webhooks_route(intake, settings.max_body),
             *link_routes(linking, LINKS_PER_MINUTE),
-            *health_routes(store, mappings, deliveries),
+            *health_routes(store, mappings, deliveries, keepers),
         ],
         state=State({"mappings": mappings}),
         lifespan=[running],
@@ -141,6 +143,8 @@ class StoredRequests:
     """
 
     def __init__(self, settings: Settings) -> None:
+        if not settings.store_path.exists():
+            raise StoreMismatch(f"there is no store at {settings.store_path}: set GATEWAY_STORE to the gateway's")
         self._sealer = Sealer(settings.master_key())
         self._runner = asyncio.Runner()
         self._store = SqliteStore.open(settings.store_path, self._sealer.fingerprint(), exclusive=False)
@@ -174,6 +178,10 @@ class StoredRequests:
             found[name] = None if ids is None else {product: each.visitor_id or "" for product, each in ids.items()}
         return found
 
+    def deliveries(self, webhook: int) -> list[StoredDelivery]:
+        """Return what became of a webhook's events."""
+        return self._runner.run(self._store.deliveries(webhook))
+
     def _opened(self, numbers: Iterable[int]) -> Iterator[tuple[StoredWebhook, KeptRequest]]:
         for number in numbers:
             webhook = self._runner.run(self._store.webhook(number))
@@ -204,7 +212,12 @@ async def replay_stored(settings: Settings, id: str) -> int:
     return replayed
 
 
-def health_routes(store: SqliteStore, mappings: MappingsInForce, deliveries: DeliveryLoops) -> list[HTTPRouteHandler]:
+def health_routes(
+    store: SqliteStore,
+    mappings: MappingsInForce,
+    deliveries: DeliveryLoops,
+    keepers: Mapping[str, "asyncio.Task[None]"],
+) -> list[HTTPRouteHandler]:
     """Return /livez, which says that the process answers, and /readyz, which says whether it can do its work."""
 
     @get("/livez", sync_to_thread=False)
@@ -213,7 +226,7 @@ def health_routes(store: SqliteStore, mappings: MappingsInForce, deliveries: Del
 
     @get("/readyz")
     async def readyz() -> Response[dict[str, object]]:
-        stopped = deliveries.stopped()
+        stopped = [*deliveries.stopped(), *(name for name, keeper in keepers.items() if keeper.done())]
         checks = {
             "store": await store.probe() or "ok",
             "workers": f"stopped: {', '.join(stopped)}" if stopped else "ok",

@@ -50,15 +50,23 @@ def _lints(path: Path, file: Path) -> list[Diagnostic]:
         return []  # `load_mappings` has told that
     samples: list[object] = []
     types: list[str] = []
+    found: list[Diagnostic] = []
     for each in sorted((path / "samples" / source.name).glob("*.json")):
         body = each.read_bytes()
         try:
+            sample = msgspec.json.decode(body)
             headers = sample_headers(path, source.name, each.name, body, 0)
             types.append(read_verified(headers, body, source, 0).type)
-        except (MalformedWebhook, MappingErrors):
-            continue  # a sample that is no webhook of this source says nothing about its fields
-        samples.append(msgspec.json.decode(body))
-    return lint(document, source.spec, samples, types)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            found.append(Diagnostic(str(each), 1, 1, f"this sample is no JSON: {error}"))
+        except MappingErrors as errors:
+            return errors.diagnostics  # of headers.yaml, and so for all samples
+        except MalformedWebhook as error:
+            hint = "if what is missing stands in a header, write the header into headers.yaml beside the sample"
+            found.append(Diagnostic(str(each), 1, 1, f"this sample is no webhook of {source.name}: {error}", hint))
+        else:
+            samples.append(sample)
+    return [*found, *lint(document, source.spec, samples, types)]
 
 
 def source_line(diagnostic: Diagnostic) -> str | None:

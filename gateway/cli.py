@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 something is wrong with what was asked about, 2 the
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -138,7 +139,8 @@ def check(path: Path | None, form: str, setup: str | None, url: str) -> None:
 
 def _tell_state(mappings: Any, environment: Any) -> None:
     for source in mappings.sources.values():
-        state = "ready" if source.verification.keys else "no secret: every webhook gets 401"
+        names = ", ".join(re.findall(r"\$\{(\w+)", source.spec.verify.secrets)) or "`verify.secrets`"
+        state = "ready" if source.verification.keys else f"off, every webhook gets 401: set {names}"
         click.echo(f"source       {source.name:<12} {len(source.rules):>3} rules  {source.version}  {state}")
         if source.verification.keys:
             for type, why in source.spec.setup.required.items():
@@ -183,7 +185,7 @@ def translate(
         return
     if source is None or file is None:
         _fail("error: say what to translate: gateway translate SOURCE FILE", 2)
-    body, headers = _body(source, file)
+    body, headers = _body(source, file, path)
     translation = _translated(mappings, source, headers | _pairs(header), body, file)
     for note in translation.notes:
         what = f"failed: {note.error}" if note.error and not note.skip else f"skipped: {note.skip} {note.error or ''}"
@@ -201,7 +203,7 @@ def _translated(mappings: Any, source: str, headers: dict[str, str], body: bytes
     from gateway.sources import MalformedWebhook
 
     try:
-        return events_of(mappings, source, headers, body)
+        return events_of(mappings, source, headers, body, _now())
     except MalformedWebhook as error:
         _fail(f"error: {name}: {error}")
 
@@ -230,12 +232,14 @@ def _tell_changes(
     from gateway.sources import MalformedWebhook
 
     looked_at = differing = 0
+    if alone := sorted(old.sources.keys() ^ new.sources.keys()):
+        click.echo(f"only in one of the two: {', '.join(alone)}", err=True)
     for name, origin, headers, body in _bodies(settings, source, file, header, limit):
         if origin not in new.sources or origin not in old.sources:
             continue
         looked_at += 1
         try:
-            told = list(changes(*(events_of(each, origin, headers, body) for each in (old, new))))
+            told = list(changes(*(events_of(each, origin, headers, body, _now()) for each in (old, new))))
         except MalformedWebhook as error:
             told = [f"refused by one of the two: {error}"]
         if told:
@@ -283,9 +287,8 @@ def explain_command(what: str, file: str | None, header: tuple[str, ...], path: 
     mappings = _dry(path or settings.mappings, settings)
     if file is not None:
         _known(what, mappings.sources, "source")
-        body, headers = _body(what, file)
-        now = time.time_ns() // 1_000_000
-        told = explain(mappings.sources[what], headers | _pairs(header), body, mappings.profiles, lambda _: {}, now)
+        body, headers = _body(what, file, path)
+        told = explain(mappings.sources[what], headers | _pairs(header), body, mappings.profiles, lambda _: {}, _now())
         click.echo("\n".join(lines(told)))
         sys.exit(1 if told.steps[-1].name == "refused" else 0)
     found = 0
@@ -296,6 +299,7 @@ def explain_command(what: str, file: str | None, header: tuple[str, ...], path: 
             source = mappings.sources[webhook.source]
             told = explain(source, kept.headers, kept.body, mappings.profiles, store.linked, webhook.received_at)
             click.echo("\n".join(lines(told)))
+            _tell_deliveries(store.deliveries(webhook.webhook))
     if not found:
         _fail(f"error: there is no webhook {what} in the store, or retention has taken its body")
 
@@ -336,11 +340,24 @@ def test(path: Path | None, word: str | None, update: bool) -> None:
     if only is None and word is None:
         _tell_unreached(mappings, reached)
     if update:
-        for file, bad in failed.items():
-            Path(file).write_text(rewritten(bad, Path(file).read_text()))
-            click.echo(f"updated {file}: look at the difference before you keep it")
+        _update(failed, rewritten)
     elif failed:
         sys.exit(1)
+
+
+def _update(failed: dict[str, list[Any]], rewritten: Any) -> None:
+    left = 0
+    for file, bad in failed.items():
+        ran = [(each, result) for each, result in bad if result.ran]
+        left += len(bad) - len(ran)
+        if ran:
+            try:
+                Path(file).write_text(rewritten(ran, Path(file).read_text()))
+            except ValueError as error:
+                _fail(f"error: {file} is not rewritten: {error}")
+            click.echo(f"updated {file}: look at the difference before you keep it")
+    if left:
+        _fail(f"{left} that cannot be run as written {'are' if left > 1 else 'is'} left as it was")
 
 
 @main.command()
@@ -503,6 +520,19 @@ def _dry(path: Path, settings: Any) -> Any:
     return _mappings(path, _Filled(settings.environment), senders)
 
 
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _tell_deliveries(deliveries: Any) -> None:
+    click.echo("what became of it, as stored")
+    for each in deliveries:
+        tries = f", {len(each.attempts)} tries" if each.attempts else ""
+        click.echo(f"  {each.destination}: {each.state.name.lower()}{f': {each.reason}' if each.reason else ''}{tries}")
+    if not deliveries:
+        click.echo("  no delivery: no rule made an event, or no destination was on (then `gateway replay` it)")
+
+
 class _Filled:
     """Stands in for settings that are missing, so that a dry run needs no credentials."""
 
@@ -525,16 +555,16 @@ def _known(name: str, known: Any, what: str) -> None:
         _fail(f"error: there is no {what} `{name}`; {hint}", 2)
 
 
-def _body(source: str, file: str) -> tuple[bytes, dict[str, str]]:
+def _body(source: str, file: str, folder: Path | None = None) -> tuple[bytes, dict[str, str]]:
     """Return a body from a file or a bundled sample, with the headers that belong to it."""
     from gateway.mappings import sample, sample_headers, samples
 
-    folder = _settings().mappings
+    folder = folder or _settings().mappings
     body = Path(file).read_bytes() if Path(file).is_file() else sample(folder, source, file)
     if body is None:
         names = ", ".join(samples(folder, source)[:6])
         _fail(f"error: {file} is neither a file nor a sample of {source}; samples are: {names} …", 2)
-    return body, sample_headers(folder, source, Path(file).name, body, time.time())
+    return body, _checked(sample_headers, folder, source, Path(file).name, body, time.time())
 
 
 def _pairs(headers: tuple[str, ...]) -> dict[str, str]:

@@ -30,6 +30,9 @@ class State(IntEnum):
     DEAD = 12
 
 
+STANDING = frozenset({State.WAITING, State.DUE, State.LEASED, State.SENT})
+"""What a replay leaves as it is: it was sent, or will be. The others start again."""
+
 SkipReason = Literal[
     "unmapped",
     "filtered",

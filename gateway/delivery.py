@@ -32,10 +32,11 @@ from gateway.destinations import (
     render,
 )
 from gateway.events import Event, decode_event
+from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE
 from gateway.links import LINKS_FOR, resolve
 from gateway.mappings import Mappings
-from gateway.pacing import backoff, retry_after
+from gateway.pacing import Pace, backoff, retry_after
 from gateway.sealing import Sealer, SealError
 
 USER_AGENT = f"gateway/{__version__}"
@@ -43,6 +44,8 @@ USER_AGENT = f"gateway/{__version__}"
 LEASE = 60_000
 DEADLINE = 15.0
 """Seconds from the first byte sent to the last byte read."""
+NEVER = 1 << 62
+"""When a delivery is due that waits for somebody to decide."""
 IDLE = 1.0
 """Seconds between two looks at the store when nobody called: another process may have put work there."""
 
@@ -102,16 +105,28 @@ class HttpSender:
                 headers = {name.lower(): value for name, value in answer.headers.items()}
                 return Response(answer.status_code, headers, await _read(answer))
         except TimeoutError:
-            return Response(0, error="timeout")
+            return Response(0, error="timeout", uncertain=True)
         except httpx.TimeoutException as error:
-            return Response(0, error=f"timeout ({type(error).__name__})")
+            return Response(0, error=f"timeout ({type(error).__name__})", uncertain=not isinstance(error, _NOT_SENT))
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as error:
             # The type alone: some messages quote the headers they object to, secrets included.
-            return Response(0, error=f"network ({type(error).__name__})")
+            return Response(0, error=f"network ({type(error).__name__})", uncertain=not isinstance(error, _NOT_SENT))
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+_NOT_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.InvalidURL,
+    UnicodeError,
+)
+"""Failures after which the other side has seen nothing."""
 
 
 async def _read(answer: httpx.Response) -> bytes:
@@ -149,6 +164,8 @@ class DeliveryLoop:
         self._sender = sender
         self._clock = clock
         self._uniform = uniform
+        now = destination()
+        self.pace = Pace(now.concurrency, now.per_second, clock())
         self._called = asyncio.Event()
         self._stopping = False
         self._sending: set[asyncio.Task[None]] = set()
@@ -168,13 +185,14 @@ class DeliveryLoop:
                 pause = IDLE
             if pause > 0 and not self._stopping:
                 await self._idle(pause)
-
-    async def stop(self) -> None:
-        """Lease nothing more, and finish what is being sent."""
-        self._stopping = True
-        self._called.set()
+        # Only here is it certain that nothing more begins: a lease may have been on its way when it was told to stop.
         while self._sending:
             await asyncio.wait(self._sending)
+
+    def stop(self) -> None:
+        """Lease nothing more; `run` returns when what is being sent is settled."""
+        self._stopping = True
+        self._called.set()
 
     async def step(self) -> int:
         """Deliver what is due now; return how much that was. For whoever drives the loop by hand."""
@@ -185,10 +203,12 @@ class DeliveryLoop:
     async def _start(self) -> float:
         """Begin to send as much as there is room for; return how many seconds to idle after that."""
         destination = self._destination()
-        free = destination.concurrency - len(self._sending)
-        if free <= 0:
-            return IDLE
-        leases, next_due = await self._lease(destination, free)
+        now = self._clock()
+        room = self.pace.room(len(self._sending), now)
+        if room <= 0:
+            return min(IDLE, self.pace.pause(now) / 1000) or IDLE
+        leases, next_due = await self._lease(destination, room)
+        self.pace.began(-(-len(leases) // destination.max_events), now)
         for start in range(0, len(leases), destination.max_events):
             task = asyncio.create_task(self._deliver(leases[start : start + destination.max_events]))
             self._sending.add(task)
@@ -224,8 +244,10 @@ class DeliveryLoop:
             try:
                 opened.append((lease, decode_event(self._sealer.open(lease.event, b"event"))))
             except (SealError, msgspec.MsgspecError) as error:
-                _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, reason=str(error))
-                settlements.append(Settlement(lease, State.DEAD, f"unreadable: {error}"))
+                # Of a message of msgspec's the type alone: it may quote what could not be read.
+                reason = f"unreadable: {error if isinstance(error, SealError) else type(error).__name__}"
+                _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, reason=reason)
+                settlements.append(Settlement(lease, State.DEAD, reason))
         for lease, event in await self._resolved(opened):
             prepared = self._prepare(lease, event, destination)
             if isinstance(prepared, _Item):
@@ -258,6 +280,8 @@ class DeliveryLoop:
         return resolved
 
     def _prepare(self, lease: Lease, event: Event, destination: Destination) -> _Item | Settlement:
+        if destination.max_age and event.at < self._clock() - destination.max_age:
+            return Settlement(lease, State.SKIPPED, "too_old")
         if lease.rendered is not None:
             return _Item(lease, event, self._sealer.open(lease.rendered, b"rendered"))
         try:
@@ -273,10 +297,21 @@ class DeliveryLoop:
 
     async def _try(self, batch: Sequence[_Item], destination: Destination) -> list[Settlement]:
         started = self._clock()
-        request = pack([item.rendered for item in batch], destination, _request_id(batch), started)
+        kind = batch[0].event.kind
+        try:
+            request = pack([item.rendered for item in batch], destination, _request_id(batch), started, kind)
+        except (EvaluationError, msgspec.MsgspecError, ValueError) as error:
+            reason = f"unrenderable: the request cannot be written ({type(error).__name__})"
+            _LOG.error("delivery_dead", destination=self.name, number=len(batch), reason=reason)
+            return [Settlement(item.lease, State.DEAD, reason) for item in batch]
         response = await self._sender.send(request)
         ended = self._clock()
+        self.pace.answered(response.status, ended)
         outcomes = judge(response, destination, len(batch))
+        if len(batch) > 1 and all(each.state == State.DEAD and not each.own for each in outcomes):
+            # Refused whole, for the sake of one perhaps: halves find out which.
+            middle = len(batch) // 2
+            return [*await self._try(batch[:middle], destination), *await self._try(batch[middle:], destination)]
         return [
             self._settlement(item, outcome, response, destination, started, ended)
             for item, outcome in zip(batch, outcomes, strict=True)
@@ -296,11 +331,18 @@ class DeliveryLoop:
         if outcome.state == State.DEAD:
             log.error("delivery_dead")
             return Settlement(lease, State.DEAD, outcome.reason, 0, attempt)
+        rendered = lease.rendered or self._sealer.seal(item.rendered, b"rendered")
+        if outcome.state == State.PARKED:
+            log.warning("delivery_parked", again_in_ms=destination.park_for)
+            pause = max(destination.park_for, pause)
+            return Settlement(lease, State.PARKED, outcome.reason, ended + pause, attempt, rendered)
+        if outcome.uncertain and destination.park_uncertain and ended + pause > first + destination.dedup_window:
+            log.warning("delivery_parked", next_step="look at the collector, then `gateway replay` if it is missing")
+            return Settlement(lease, State.PARKED, f"uncertain: {outcome.reason}", NEVER, attempt, rendered)
         if ended + pause > first + destination.retry_for:
             log.error("delivery_dead", gave_up=True)
             return Settlement(lease, State.DEAD, f"gave up: {outcome.reason}", 0, attempt)
         log.warning("delivery_failed", attempt=lease.attempts + 1, again_in_ms=pause)
-        rendered = lease.rendered or self._sealer.seal(item.rendered, b"rendered")
         return Settlement(lease, State.DUE, outcome.reason, ended + pause, attempt, rendered)
 
     async def _settle(self, settlements: Sequence[Settlement]) -> None:
@@ -324,8 +366,11 @@ def _batches(items: Sequence[_Item], destination: Destination) -> Iterator[list[
     """Split into requests within the destination's limits; an event over the limit by itself goes alone."""
     batch: list[_Item] = []
     size = 0
+    if destination.urls:
+        items = sorted(items, key=lambda item: item.event.kind)  # each kind has an endpoint of its own
     for item in items:
-        if batch and (len(batch) == destination.max_events or size + len(item.rendered) > destination.max_bytes):
+        full = len(batch) == destination.max_events or size + len(item.rendered) > destination.max_bytes
+        if batch and (full or (destination.urls and batch[0].event.kind != item.event.kind)):
             yield batch
             batch, size = [], 0
         batch.append(item)
@@ -342,7 +387,10 @@ def _request_id(batch: Sequence[_Item]) -> str:
 
 
 class DeliveryLoops:
-    """A loop for each destination that is on, whichever those are under the mappings in force."""
+    """A loop for each destination that is on, whichever those are under the mappings in force.
+
+    A loop that leaves finishes by itself what it is sending: nobody waits for it but the stop of them all.
+    """
 
     def __init__(
         self,
@@ -359,14 +407,19 @@ class DeliveryLoops:
         self._uniform = uniform
         self._destinations: dict[str, Destination] = {}
         self._running: dict[str, _Running] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
-    async def follow(self) -> None:
+    def follow(self) -> None:
         """Start and stop loops, so that there is one for each destination that is on now."""
+        if self._stopped:
+            return
         now = self._mappings().destinations
         self._destinations.update(now)  # a loop that is told to stop still has to finish with what it knew
         wanted = {name: each.concurrency for name, each in now.items()}
-        leaving = [name for name, each in self._running.items() if wanted.get(name) != each.concurrency]
-        await self._stop(leaving)
+        for name, each in list(self._running.items()):
+            if wanted.get(name) != each.concurrency:
+                self._leave(name)
         for name, concurrency in wanted.items():
             if name not in self._running:
                 self._running[name] = self._start(name, concurrency)
@@ -387,14 +440,23 @@ class DeliveryLoops:
         return sorted(name for name, each in self._running.items() if each.task.done())
 
     async def stop(self) -> None:
-        """Lease nothing more, and finish what is being sent."""
-        await self._stop(list(self._running))
+        """Lease nothing more, and finish what is being sent. Nothing starts after this."""
+        self._stopped = True
+        for name in list(self._running):
+            self._leave(name)
+        await asyncio.gather(*self._leaving)
 
-    async def _stop(self, names: Sequence[str]) -> None:
-        leaving = [self._running.pop(name) for name in names]
-        await asyncio.gather(*(each.loop.stop() for each in leaving))
-        await asyncio.gather(*(each.task for each in leaving), return_exceptions=True)
-        await asyncio.gather(*(each.sender.close() for each in leaving))
+    def _leave(self, name: str) -> None:
+        leaving = self._running.pop(name)
+        leaving.loop.stop()
+        task = asyncio.create_task(_finish(leaving), name=f"finish {name}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+
+async def _finish(leaving: "_Running") -> None:
+    await asyncio.gather(leaving.task, return_exceptions=True)
+    await leaving.sender.close()
 
 
 class _Running(Struct, frozen=True):

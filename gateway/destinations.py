@@ -10,6 +10,7 @@ The YAML file is shaped by `DestinationSpec`; `compile_destination` turns it int
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct, field
 
 from gateway.deliveries import SkipReason, State
-from gateway.documents import Diagnostic, Document, MappingErrors, Variables, duration, shape, substitute
+from gateway.documents import Document, MappingErrors, Place, Variables, duration, shaped_as, substitute, suggest
 from gateway.events import Event, Kind, ProductIds
 from gateway.expressions import EvaluationError, compile_template, template_errors
 from gateway.functions import MAPPING, Scope
@@ -52,6 +53,34 @@ class RetrySpec(Struct, frozen=True, forbid_unknown_fields=True):
     for_: str = field(default="3d", name="for")
 
 
+class RouteSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which events are meant, by canonical name, source and account: `*` is a wildcard, a list left out means any."""
+
+    events: list[str] = []
+    sources: list[str] = []
+    accounts: list[str] = []
+
+
+class ParkSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which statuses mean that nothing is wrong with the event: it waits, however long, and burns no tries."""
+
+    on: list[int] = field(default_factory=lambda: [401, 402, 403])
+    for_: str = field(default="15m", name="for")
+
+
+class DedupSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """The field by which the collector itself recognises a repeated event, and for how long."""
+
+    field: str
+    window: str
+
+
+class RateSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many requests a second at the most."""
+
+    per_second: Annotated[float, Meta(gt=0)]
+
+
 class SignSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """How outgoing requests are signed."""
 
@@ -79,18 +108,37 @@ class DestinationSpec(Struct, frozen=True, forbid_unknown_fields=True):
     batch: BatchSpec | None = None
     concurrency: Annotated[int, Meta(ge=1)] = 8
     success: object = "status >= `200` && status < `300`"
+    rejected: object = None
     retry: RetrySpec = field(default_factory=RetrySpec)
+    park: ParkSpec = field(default_factory=ParkSpec)
+    uncertain: Literal["retry", "park"] = "retry"
+    dedup: DedupSpec | None = None
+    rate: RateSpec | None = None
+    endpoints: dict[Kind, str] = {}
+    only: RouteSpec | None = None
+    except_: RouteSpec | None = field(default=None, name="except")
+    when: object = True
+    test_events: Literal["skip", "forward", "only"] | None = None
+    max_age: str | None = None
+    like: str | None = None
+    variables: dict[str, str] = {}
 
 
 class Destination(Struct, frozen=True):
-    """A compiled destination. `retry_for` is in ms."""
+    """A compiled destination. `retry_for`, `park_for`, `dedup_window` and `max_age` (0: any) are in ms."""
 
     name: str
     product: str
     version: str
     enabled_by: tuple[str, ...]
     url: str
+    urls: Mapping[str, str]
     kinds: frozenset[str]
+    only: RouteSpec | None
+    except_: RouteSpec | None
+    when: Evaluate
+    test_events: str | None
+    max_age: int
     profile: Profile
     names: Mapping[str, str]
     settings: Mapping[str, str]
@@ -101,11 +149,17 @@ class Destination(Struct, frozen=True):
     headers: Evaluate
     signing: Verification | None
     success: Evaluate
+    rejected: Evaluate
     max_events: int
     max_bytes: int
     concurrency: int
+    per_second: float
     retry_on: frozenset[int | str]
     retry_for: int
+    park_on: frozenset[int]
+    park_for: int
+    park_uncertain: bool
+    dedup_window: int
 
 
 class Request(Struct, frozen=True):
@@ -120,19 +174,28 @@ class Request(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True):
-    """What came back: `status` is 0 and `error` says why when nothing did. `headers` has names in lower case."""
+    """What came back: `status` is 0 and `error` says why when nothing did. `headers` has names in lower case.
+
+    `uncertain` says that the request may have arrived all the same.
+    """
 
     status: int
     headers: Mapping[str, str] = {}
     body: bytes = b""
     error: str | None = None
+    uncertain: bool = False
 
 
 class Outcome(Struct, frozen=True):
-    """What an answer means for one delivery: SENT, DUE (again) or DEAD, and why."""
+    """What an answer means for one delivery: SENT, DUE (again), PARKED or DEAD, and why.
 
-    state: Literal[State.SENT, State.DUE, State.DEAD]
+    `uncertain`: it may have been sent. `own`: the answer speaks of this event, not of its batch.
+    """
+
+    state: Literal[State.SENT, State.DUE, State.PARKED, State.DEAD]
     reason: str
+    uncertain: bool = False
+    own: bool = False
 
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
@@ -140,12 +203,36 @@ _DECODE = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def route(event: Event, destination: Destination, *, forward_tests: bool) -> SkipReason | None:
-    """Return why an event is not for this destination, or None when it is."""
-    if event.test and not forward_tests:
+    """Return why an event is not for this destination, or None when it is. `forward_tests` is the gateway's setting."""
+    tests = destination.test_events or ("forward" if forward_tests else "skip")
+    if event.test and tests == "skip":
         return "test_event"
-    if event.kind not in destination.kinds:
+    if (tests == "only" and not event.test) or event.kind not in destination.kinds:
         return "not_routed"
-    return None
+    if destination.only is not None and not _is_meant(event, destination.only):
+        return "not_routed"
+    if destination.except_ is not None and _is_meant(event, destination.except_):
+        return "not_routed"
+    return None if _consents(event, destination) else "no_consent"
+
+
+def _is_meant(event: Event, route: RouteSpec) -> bool:
+    given = ((route.events, event.name), (route.sources, event.source), (route.accounts, event.account))
+    return all(not patterns or any(fnmatchcase(text, each) for each in patterns) for patterns, text in given)
+
+
+def _consents(event: Event, destination: Destination) -> bool:
+    if destination.when is _always:
+        return True
+    try:
+        consent = destination.when(_document(event, destination), _NO_SCOPE)
+    except EvaluationError:
+        return False  # what cannot be read is no consent
+    return consent not in (None, False, "", [], {}) or (consent == 0 and consent is not False)
+
+
+def _always(_document: object, _scope: Scope | None) -> object:
+    return True
 
 
 def render(event: Event, destination: Destination) -> bytes | SkipReason:
@@ -162,8 +249,8 @@ def render(event: Event, destination: Destination) -> bytes | SkipReason:
         raise Unrenderable(f"destination `{destination.name}` cannot write event `{event.name}`: {error}") from None
 
 
-def pack(rendered: Sequence[bytes], destination: Destination, id: str, now: int) -> Request:
-    """Put rendered events into one request. `id` is the idempotency key; `now`, in ms, is when it is sent.
+def pack(rendered: Sequence[bytes], destination: Destination, id: str, now: int, kind: str = "track") -> Request:
+    """Put rendered events of one kind into a request. `id` is the idempotency key; `now`, in ms, is when it is sent.
 
     The body is the same on every try; only a signature with a timestamp differs.
     """
@@ -180,22 +267,43 @@ def pack(rendered: Sequence[bytes], destination: Destination, id: str, now: int)
     headers.update({name: str(value) for name, value in written.items()})
     if destination.signing is not None:
         headers.update(sign(destination.signing, body, now / 1000, id))
-    return Request(destination.url, headers, body)
+    return Request(destination.urls.get(kind, destination.url), headers, body)
 
 
 def judge(response: Response, destination: Destination, batch: int) -> list[Outcome]:
     """Say what an answer means for each of the `batch` events of its request."""
-    return [_judge(response, destination)] * batch
-
-
-def _judge(response: Response, destination: Destination) -> Outcome:
+    answer = {"status": response.status, "body": _json(response.body)}
+    outcome = _judge(response, answer, destination)
     if response.status == 0:
+        return [outcome] * batch
+    refused = _evaluated(destination.rejected, answer)
+    if not isinstance(refused, list) or not refused:
+        return [outcome] * batch
+    alone = Outcome(State.DEAD, f"http_{response.status}: refused", own=True)
+    # The others were taken if the file calls this answer a success; else they are sent again, without the refused.
+    others = outcome if outcome.state == State.SENT else Outcome(State.DUE, f"http_{response.status}", own=True)
+    return [alone if index in refused else others for index in range(batch)]
+
+
+def _judge(response: Response, answer: Mapping[str, object], destination: Destination) -> Outcome:
+    status = response.status
+    if status == 0:
         again = "network" in destination.retry_on
-        return Outcome(State.DUE if again else State.DEAD, response.error or "network")
-    if destination.success({"status": response.status, "body": _json(response.body)}, _NO_SCOPE):
-        return Outcome(State.SENT, f"http_{response.status}")
-    again = response.status in destination.retry_on or f"{response.status // 100}xx" in destination.retry_on
-    return Outcome(State.DUE if again else State.DEAD, f"http_{response.status}")
+        reason = response.error or "network"
+        return Outcome(State.DUE if again else State.DEAD, reason, uncertain=response.uncertain)
+    if _evaluated(destination.success, answer):
+        return Outcome(State.SENT, f"http_{status}")
+    if status in destination.park_on:
+        return Outcome(State.PARKED, f"http_{status}")
+    again = status in destination.retry_on or f"{status // 100}xx" in destination.retry_on
+    return Outcome(State.DUE if again else State.DEAD, f"http_{status}")
+
+
+def _evaluated(predicate: Evaluate, answer: Mapping[str, object]) -> object:
+    try:
+        return predicate(answer, _NO_SCOPE)
+    except EvaluationError:
+        return None  # an answer of another shape than the file knows is no success
 
 
 def _json(body: bytes) -> object:
@@ -259,44 +367,58 @@ def plain(value: object) -> object:
     return value
 
 
-def enabled(document: Document, variables: Variables) -> bool:
-    """Say whether all that a destination's file names in `enabled_by` is set."""
-    return all(variables(name) for name in shape(document, DestinationSpec).enabled_by)
-
-
 def compile_destination(document: Document, version: str, variables: Variables) -> Destination:
     """Compile a destination's document. Raises `MappingErrors` with every mistake found in it."""
-    spec = shape(document, DestinationSpec)
-    diagnostics: list[Diagnostic] = []
+    spec, diagnostics = shaped_as(document, DestinationSpec)
+    if spec is None:
+        raise MappingErrors(diagnostics)
+    variables = _renamed(variables, spec)
     templates: dict[str, Evaluate] = {}
-    for block in ("needs", "event", "body", "headers", "success"):
+    for block in ("needs", "event", "body", "headers", "success", "rejected", "when"):
         node = getattr(spec, block)
         errors = template_errors(node, MAPPING)
         for error in errors:
-            where = (block, *error.path)
-            diagnostics.append(document.diagnostic(where, error.message, offset=error.offset))
+            diagnostics.append(document.diagnostic((block, *error.path), error.message, offset=error.offset))
         if not errors:
             templates[block] = compile_template(node, MAPPING)
     url = substitute(spec.endpoint, variables)
-    try:
-        retry_for = duration(spec.retry.for_)
-    except ValueError as error:
-        diagnostics.append(document.diagnostic(("retry", "for"), str(error)))
+    urls: dict[str, str] = {kind: substitute(text, variables) for kind, text in spec.endpoints.items()}
+    durations = {
+        ("retry", "for"): spec.retry.for_,
+        ("park", "for"): spec.park.for_,
+        ("max_age",): spec.max_age or "0s",
+        ("dedup", "window"): spec.dedup.window if spec.dedup else "0s",
+    }
+    times: dict[Place, int] = {}
+    for place, text in durations.items():
+        try:
+            times[place] = duration(text)
+        except ValueError as error:
+            diagnostics.append(document.diagnostic(place, str(error)))
     if spec.profile not in PROFILES:
         known = ", ".join(PROFILES)
         diagnostics.append(document.diagnostic(("profile",), f"unknown profile `{spec.profile}`; known are {known}"))
-    if enabled(document, variables) and urlsplit(url).scheme not in {"http", "https"}:
-        message = "the endpoint is no http(s) URL once its settings are filled in"
-        diagnostics.append(document.diagnostic(("endpoint",), message))
+    is_on = all(variables(name) for name in spec.enabled_by)
+    places: list[Place] = [("endpoint",), *(("endpoints", kind) for kind in urls)]
+    for where, each in zip(places, [url, *urls.values()], strict=True):
+        if is_on and urlsplit(each).scheme not in {"http", "https"}:
+            message = "the endpoint is no http(s) URL once its settings are filled in"
+            diagnostics.append(document.diagnostic(where, message))
     if diagnostics:
         raise MappingErrors(diagnostics)
     return Destination(
         name=spec.destination,
         product=spec.product or spec.destination,
         version=version,
-        enabled_by=tuple(spec.enabled_by),
+        enabled_by=tuple(spec.variables.get(name, name) for name in spec.enabled_by),
         url=url,
+        urls=urls,
         kinds=frozenset(spec.kinds),
+        only=spec.only,
+        except_=spec.except_,
+        when=_always if spec.when is True else templates["when"],
+        test_events=spec.test_events,
+        max_age=times["max_age",],
         profile=PROFILES[spec.profile],
         names=spec.names,
         settings={name: substitute(text, variables) for name, text in spec.settings.items()},
@@ -307,12 +429,39 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         headers=templates["headers"],
         signing=_signing(spec.sign, document, variables),
         success=templates["success"],
+        rejected=templates["rejected"],
         max_events=spec.batch.max_events if spec.batch else 1,
         max_bytes=spec.batch.max_bytes if spec.batch else 1_000_000,
         concurrency=spec.concurrency,
+        per_second=spec.rate.per_second if spec.rate else 0,
         retry_on=frozenset(spec.retry.on),
-        retry_for=retry_for,
+        retry_for=times["retry", "for"],
+        park_on=frozenset(spec.park.on),
+        park_for=times["park", "for"],
+        park_uncertain=spec.uncertain == "park",
+        dedup_window=times["dedup", "window"],
     )
+
+
+def _renamed(variables: Variables, spec: DestinationSpec) -> Variables:
+    """Return the settings as a second instance of a destination sees them: by the names that its file gives them."""
+    return lambda name: variables(spec.variables.get(name, name))
+
+
+def inherited(document: Document, files: Mapping[str, Document]) -> Document:
+    """Return a destination's document over the one that it is `like`. Raises `MappingErrors` if there is none.
+
+    `files` are the folder's documents by their destination's name.
+    """
+    own = document.data
+    if not isinstance(own, dict) or "like" not in own:
+        return document
+    base = files.get(str(own["like"]))
+    if base is None or not isinstance(base.data, dict) or "like" in base.data:
+        message = f"there is no destination `{own['like']}` with a file of its own to be like"
+        raise MappingErrors([document.diagnostic(("like",), message, suggest(str(own["like"]), list(files)))])
+    data = {"product": base.data.get("product", own["like"])} | base.data | own
+    return msgspec.structs.replace(document, data=data)
 
 
 def _signing(spec: SignSpec | None, document: Document, variables: Variables) -> Verification | None:

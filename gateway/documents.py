@@ -177,7 +177,9 @@ class _Reader:
                 return text.lower() == "true"
             case "null":
                 return None
-        self._complain(node, f"tags ({node.tag}) are not supported")
+        tag = str(node.tag)
+        hint = f'; to say `not`, quote the expression: "{tag}"' if tag.startswith("!") and tag[1:2].isalpha() else ""
+        self._complain(node, f"tags ({tag}) are not supported{hint}")
         return None
 
     def _complain(self, node: Node, message: str) -> None:

@@ -6,7 +6,7 @@ from itertools import zip_longest
 import msgspec
 from msgspec import Struct, structs
 
-from gateway.destinations import Destination, Unrenderable, iso, pack, plain, render
+from gateway.destinations import Destination, Unrenderable, iso, pack, plain, render, route
 from gateway.events import Event
 from gateway.mappings import Mappings
 from gateway.sealing import Secret
@@ -61,19 +61,30 @@ def _flat(value: object, path: str = "") -> dict[str, str]:
     return flat
 
 
+def request_of(event: Event, destination: Destination, now: int = 0) -> dict[str, object]:
+    """Return the request that one event would make (`url`, `headers`, `body`), its secrets masked; or why none.
+
+    Whether tests are forwarded is the gateway's setting, and is not looked at. Raises `Unrenderable`.
+    """
+    masked = structs.replace(destination, secrets={name: Secret("***") for name in destination.secrets})
+    rendered = route(event, masked, forward_tests=True) or render(event, masked)
+    if isinstance(rendered, str):
+        return {"skipped": rendered}
+    request = pack([rendered], masked, event.id, now, event.kind)
+    return {"url": request.url, "headers": dict(request.headers), "body": msgspec.Raw(request.body)}
+
+
 def requests_of(translation: Translation, destination: Destination, now: int = 0) -> Iterator[str]:
     """Yield each request that would go out, as text, its secrets masked."""
-    masked = structs.replace(destination, secrets={name: Secret("***") for name in destination.secrets})
     for emission in translation.emissions:
-        event = emission.event
         try:
-            rendered = render(event, masked)
+            request = request_of(emission.event, destination, now)
         except Unrenderable as error:
             yield f"# {error}"
             continue
-        if isinstance(rendered, str):
-            yield f"# {event.name}: skipped: {rendered}"
-            continue
-        request = pack([rendered], masked, event.id, now)
-        headers = "\n".join(f"{name}: {value}" for name, value in request.headers.items())
-        yield f"POST {request.url}\n{headers}\n\n{msgspec.json.format(request.body, indent=2).decode()}\n"
+        match request:
+            case {"skipped": reason}:
+                yield f"# {emission.event.name}: skipped: {reason}"
+            case {"url": url, "headers": dict(headers), "body": msgspec.Raw() as body}:
+                written = "\n".join(f"{name}: {value}" for name, value in headers.items())
+                yield f"POST {url}\n{written}\n\n{msgspec.json.format(bytes(body), indent=2).decode()}\n"

@@ -69,6 +69,9 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rule: str
 
 
+MONEY_TAG = "$"
+"""The key that tells money from other maps once it is packed. No property of a payload's may have it."""
+
 _ENCODER = msgpack.Encoder()
 _EVENT = msgpack.Decoder(Event)
 
@@ -89,7 +92,7 @@ def decode_event(data: bytes) -> Event:
 
 def _restore_money(value: object) -> object:
     if isinstance(value, dict):
-        if "$" in value:  # the tag that Money is packed under
+        if MONEY_TAG in value:
             return convert(value, Money)
         return {name: _restore_money(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -21,7 +21,7 @@ Results share structure with the document and with literals; treat them as read-
 import difflib
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count, pairwise
@@ -53,7 +53,7 @@ MAX_DEPTH = 64
 MAX_NODES = 10_000
 # How often an expression may copy its document: `[@,@] | [@,@] | …` doubles it at every step.
 MAX_GROWTH = 10_000
-MAX_ITEMS = 100_000
+MAX_ITEMS = 10_000
 
 _Path = tuple[str | int, ...]
 
@@ -356,12 +356,17 @@ def _flattened(value: object) -> list[object] | None:
     for element in value:
         if isinstance(element, list):
             merged.extend(element)
-            # Nothing else makes lists longer than those of the document.
-            if len(merged) > MAX_ITEMS:
-                raise EvaluationError(f"a list of more than {MAX_ITEMS:,} items")
+            _within(merged)
         else:
             merged.append(element)
     return merged
+
+
+def _within(items: Sized) -> Sized:
+    """Return a list or an object that is about to be gone through, if that takes no longer than it may."""
+    if len(items) > MAX_ITEMS:
+        raise EvaluationError(f"a list of more than {MAX_ITEMS:,} items")
+    return items
 
 
 def _sliced(value: object, start: int | None, stop: int | None, step: int | None) -> list[object] | None:
@@ -402,6 +407,7 @@ _NAMESPACE: Mapping[str, object] = {
     "failure": _failure,
     "flattened": _flattened,
     "sliced": _sliced,
+    "within": _within,
     **_COMPARATORS,
 }
 
@@ -521,6 +527,7 @@ class _Writer:
     def __init__(self, functions: Mapping[str, Function], root: _Shape | None = None) -> None:
         self.functions = functions
         self.root = root
+        self.top = _Current("value", _Block(0), root)
         self.namespace = dict(_NAMESPACE)
         self.numbers = count()
         self.helpers: list[str] = []
@@ -536,7 +543,8 @@ class _Writer:
     def write(self, node: _Node) -> str:
         """Return the function's source. The `try` costs nothing until something fails."""
         self.block.indent = 2
-        returned = self.emit(node, _At(self.enter("value", self.root), ())).source
+        self.top = self.enter("value", self.root)
+        returned = self.emit(node, _At(self.top, ())).source
         body = [*self.block.render(), f"  return {returned}"]
         if self.scoped:
             body.insert(0, "  if scope is None: scope = no_scope")
@@ -633,18 +641,19 @@ class _Writer:
 
     def emit(self, node: _Node, at: _At) -> _Code:
         if self.depth > _INLINE_DEPTH:
-            return _Code(f"{self.helper(node)}({self.value(at)}, scope)")
+            return _Code(f"{self.helper(node)}({self.value(at)}, scope, {self.top.name})")
         emitted: _Code = getattr(self, f"emit_{node['type']}")(node, at)
         return emitted
 
     def helper(self, node: _Node) -> str:
         """Write the node as a function of its own and return its name."""
         name = self.fresh()
-        block, depth = self.block, self.depth
+        block, depth, top = self.block, self.depth, self.top
         self.block, self.depth = _Block(1), 0
+        self.top = self.enter("root", self.root)
         returned = self.emit(node, _At(self.enter("value"), ())).source
-        self.helpers += [f"def {name}(value, scope):", *self.block.render(), f" return {returned}"]
-        self.block, self.depth = block, depth
+        self.helpers += [f"def {name}(value, scope, root):", *self.block.render(), f" return {returned}"]
+        self.block, self.depth, self.top = block, depth, top
         return name
 
     def walk(self, node: _Node, at: _At) -> _At:
@@ -654,6 +663,8 @@ class _Writer:
             return _At(at.current, (*at.path, node["value"]))
         if kind in {"current", "identity"}:
             return at
+        if kind == "function_expression" and node["value"] == "root":
+            return _At(self.top, ())
         if kind == "index":
             return self.element(node["value"], at)
         if kind not in _SEQUENCES:
@@ -768,7 +779,7 @@ class _Writer:
         self.line(f"{result} = None")
         with self.inside(f"if isinstance({name}, {kind}):"):
             self.line(f"{result} = []")
-            with self.inside(f"for {element} in {name if kind == 'list' else name + '.values()'}:"):
+            with self.inside(f"for {element} in within({name if kind == 'list' else name + '.values()'}):"):
                 at = _At(self.enter(element, shape), ())
                 if condition is None:
                     self.append(result, self.emit(right, at))
@@ -783,9 +794,12 @@ class _Writer:
 
     def emit_expref(self, node: _Node, _: _At) -> _Code:
         self.scoped = True
-        return _Code(f"Reference({self.helper(node['children'][0])}, scope)", plain=True)
+        helper = self.helper(node["children"][0])
+        return _Code(f"Reference(lambda value, scope: {helper}(value, scope, {self.top.name}), scope)", plain=True)
 
     def emit_function_expression(self, node: _Node, at: _At) -> _Code:
+        if node["value"] == "root":
+            return _Code(self.value(_At(self.top, ())))
         function = self.functions[node["value"]]
         arguments = [self.emit(child, at).source for child in node["children"]]
         if function.scoped:

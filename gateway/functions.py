@@ -110,7 +110,7 @@ def _declare(
 ) -> Call:
     name, _, rest = signature.partition("(")
     parameters = [parameter for parameter in rest.partition(")")[0].split(", ") if parameter]
-    open_ended = parameters[-1] == "..."
+    open_ended = parameters[-1:] == ["..."]
     minimum = sum(not parameter.endswith(("?", "...")) for parameter in parameters)
     maximum = None if open_ended else len(parameters)
     functions[name] = Function(name, call, minimum, maximum, signature, doc, example, result, scoped)
@@ -493,6 +493,16 @@ def _operand(name: str, position: int, value: object) -> Decimal:
 
 def _number(value: Decimal) -> int | float:
     return int(value) if value == value.to_integral_value() else float(value)
+
+
+@_function(
+    "root() -> any",
+    "The whole payload, from wherever: inside `[]` and `[?…]` all else sees the item only.",
+    "items[].{sku: sku, of: length(root().items)} | [0]",
+    {"sku": "b", "of": 2},
+)
+def _root() -> object:
+    raise AssertionError("the compiler knows where the root is")
 
 
 # Time. Everything becomes milliseconds since 1970 UTC first.

@@ -77,6 +77,8 @@ def hash_identity(raw: Mapping[str, str], country: str | None, profile: Profile)
     A value of exactly 64 hex digits is taken as hashed already, and only lower-cased. `country` (ISO 3166-1 alpha-2)
     tells how national phone numbers and postal codes are written.
     """
+    if country and "country" not in raw:  # who reads the payload sets it apart, but some profiles hash it as well
+        raw = {**raw, "country": country}
     hashed = (
         (field, _hash(raw[field], country, normalise)) for field, normalise in profile.fields.items() if field in raw
     )
@@ -104,9 +106,10 @@ class PiiGuard:
         digits = _NOT_DIGITS.sub("", raw.get("phone", "")).lstrip("0")  # dialling prefixes are not part of the number
         self._phone = digits if len(digits) >= 7 else None
         names = {field: _words(raw.get(field, "")) for field in ("first_name", "last_name")}
-        self._names = {name: field for field, name in names.items() if name}
-        both = " ".join(names.values())
-        self._full_name = both if all(names.values()) else None
+        # A longer one is no name, and to look for it would take time that grows with both texts.
+        usable = {field: name if len(name) <= _LONGEST_NAME else "" for field, name in names.items()}
+        self._names = {name: field for field, name in usable.items() if name}
+        self._full_name = " ".join(usable.values()) if all(usable.values()) else None
 
     def leaks_any(self, texts: Sequence[str]) -> str | None:
         """Return what any of the texts gives away, as `leaks` does of one; they are searched as one text first."""
@@ -135,6 +138,7 @@ class PiiGuard:
         return "name" if self._full_name and _stands_in(self._full_name, words) else self._names.get(words)
 
 
+_LONGEST_NAME = 100
 _SEPARATORS = re.compile(r"[\s().+/\-\u2010-\u2015]+")
 
 
@@ -189,7 +193,7 @@ def _email(value: str, _country: str | None) -> str | None:
 
 
 def _google_email(value: str, _country: str | None) -> str | None:
-    address = normalise_email(value)
+    address = normalise_email(_SPACES.sub("", value))  # Google takes out the spaces within as well
     local, _, domain = (address or "").rpartition("@")
     if domain not in {"gmail.com", "googlemail.com"}:
         return address
@@ -282,7 +286,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             _matching_like_meta("meta"),
             # TikTok, by its page "Events API: parameters"
             _profile("tiktok", email=_email, phone=_plus_phone, first_name=_lower, last_name=_lower),
-            # Google, "Enhanced conversions": city, state, zip and country are not to be hashed
+            # Google, by its pages "Enhanced conversions" and "Format user data": city, state, zip and country are not
+            # to be hashed
             _profile("google", email=_google_email, phone=_plus_phone, first_name=_lower, last_name=_lower),
             # Snap and Pinterest, by their pages "Conversions API", want what Meta wants
             _matching_like_meta("snap"),

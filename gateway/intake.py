@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 import msgspec
+import structlog
 from msgspec import Struct, msgpack, structs
 
 from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent, Receipt, StoredWebhook
@@ -17,7 +18,7 @@ from gateway.links import LINKS_FOR, Resolution, resolve
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer
 from gateway.sources import Headers, Source, read, read_verified
-from gateway.translate import Emission, Translation, event_key, translate
+from gateway.translate import Emission, Note, Translation, event_key, translate
 
 Clock = Callable[[], int]
 """Milliseconds since 1970."""
@@ -117,6 +118,8 @@ class Intake:
         acceptance = await self._accept(webhook, source, mappings, webhook.received_at)
         receipt = await self._store.accept(acceptance)
         self._wake(receipt.due)
+        if not receipt.duplicate:
+            _tell_failures(webhook, acceptance)
         return Received(webhook.id, receipt)
 
     async def replay(self, stored: StoredWebhook) -> Receipt:
@@ -150,7 +153,7 @@ class Intake:
             notes=msgspec.json.encode(translation.notes),
             events=tuple(self._event(each, resolution, mappings, now) for each in emissions),
             bare_claims=tuple(NewClaim(_payment_keys(webhook, each.keys)) for each in translation.payments),
-            learned=resolution.learned,
+            learned=() if webhook.test else resolution.learned,  # a test teaches nothing about real people
             links_expire_at=now + LINKS_FOR,
         )
 
@@ -192,7 +195,18 @@ class Intake:
         return NewClaim(_payment_keys(event, emission.payment.keys), event.name, emission.payment.hold, told)
 
 
+def _tell_failures(webhook: Webhook, acceptance: Acceptance) -> None:
+    """Log the rules that failed: their webhook is kept, but nobody gets its event before the mapping is mended."""
+    if b'"error"' not in acceptance.notes:
+        return
+    for note in msgspec.json.decode(acceptance.notes, type=list[Note]):
+        if note.error:
+            log = _LOG.bind(source=webhook.source, type=webhook.type, webhook_id=webhook.id, rule=note.rule)
+            log.warning("rule_failed", reason=note.skip or "error", error=note.error)
+
+
 _ORDER = b"order"
+_LOG = structlog.get_logger(__name__)
 
 
 class _Scoped(Protocol):

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field, structs
 from ruamel.yaml import YAML
 
-from gateway.deliveries import State, StoredDelivery
-from gateway.destinations import Destination, compile_destination
+from gateway.deliveries import SkipReason, State, StoredDelivery
+from gateway.destinations import Destination, Unrenderable, compile_destination
 from gateway.documents import Diagnostic, Document, MappingErrors, duration, parse, shape, suggest, yaml_files
-from gateway.dry_run import shown
+from gateway.dry_run import request_of, shown
 from gateway.events import Event, ProductIds, Visitor, decode_event
 from gateway.identity import normalise_subject
 from gateway.intake import Intake
@@ -61,14 +61,21 @@ class LinkSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SkipSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """What must be recorded as skipped. `rule` may be left out; the reason `error` is a rule that failed."""
+    """What must be recorded as skipped. `rule` may be left out.
 
-    reason: str
+    Besides the reasons of deliveries, `error` is a rule that failed, and `duplicate_webhook` a webhook that is the same
+    as an earlier one of the test.
+    """
+
+    reason: Literal[SkipReason, "error", "duplicate_webhook"]
     rule: str | None = None
 
 
 class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of `tests:`: one webhook, or several in `webhooks`, and all the events that must go out."""
+    """One entry of `tests:`: one webhook, or several in `webhooks`, and all the events that must go out.
+
+    With `destination`, `requests` are what it gets: `url`, `headers` and `body`, or `skipped` with the reason.
+    """
 
     name: str
     expect: list[dict[str, object]]
@@ -80,6 +87,8 @@ class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
     links: list[LinkSpec] = []
     skips: list[SkipSpec] = []
     exact: bool = False
+    destination: str | None = None
+    requests: list[dict[str, object]] = []
 
     __test__ = False  # pytest collects what is called Test…
 
@@ -107,11 +116,15 @@ class MappingTest(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
-    """What came of a test. `failures` is empty when all was as expected; `reached` are the rules that did something."""
+    """What came of a test. `failures` is empty when all was as expected; `reached` are the rules that did something.
+
+    `ran` is false for a test that cannot be run as it is written.
+    """
 
     failures: tuple[Diagnostic, ...]
     events: tuple[dict[str, object], ...]
     reached: frozenset[str]
+    ran: bool = True
 
 
 def load_tests(folder: Path, mappings: Mappings, only: Path | None = None) -> list[MappingTest]:
@@ -151,7 +164,7 @@ async def run_test(test: MappingTest, mappings: Mappings, folder: Path) -> Resul
             return await run.outcome()
         except _TestError as error:
             where = test.document.diagnostic(("tests", test.index, *error.place), error.message, error.hint)
-            return Result((where,), (), frozenset())
+            return Result((where,), (), frozenset(), ran=False)
         finally:
             await run.store.close()
 
@@ -173,6 +186,7 @@ class _Run:
         self.test = test
         self.folder = folder
         self.now = NOW
+        self.destinations = {**mappings.off, **mappings.destinations}
         self.source: Source = mappings.sources[test.source]
         self.sealer = Sealer(_KEY)
         self.store = SqliteStore.open(place / "gateway.db", self.sealer.fingerprint())
@@ -187,7 +201,8 @@ class _Run:
             await self.link(link, index)
         numbers = [await self.receive(each, place) for each, place in list(_webhooks(spec))]
         events: list[dict[str, object]] = []
-        skips: list[tuple[str | None, str]] = []
+        sent: list[dict[str, object]] = []
+        skips: list[tuple[str | None, str]] = [(None, "duplicate_webhook")] * (len(numbers) - len(set(numbers)))
         errors: list[str] = []
         reached: set[str] = set()
         for number, type in dict.fromkeys(numbers):
@@ -207,10 +222,28 @@ class _Run:
                     skips.append((event.rule, delivery.reason or ""))
                 else:
                     events.append(_plain(shown(event)))
-        failures = [*self.compare(events), *self.missing(skips)]
+                    sent += self.requested(event)
+        failures = [
+            *self.compare(spec.expect, events, "expect", "event"),
+            *self.compare(spec.requests, sent, "requests", "request"),
+            *self.missing(skips),
+        ]
         if not any(each.reason == "error" for each in spec.skips):
             failures += [self.complain((), error) for error in errors]
         return Result(tuple(failures), tuple(events), frozenset(reached))
+
+    def requested(self, event: Event) -> Iterator[dict[str, object]]:
+        """Yield what the test's destination would get of an event."""
+        name = self.test.spec.destination
+        if name is None:
+            return
+        destination = self.destinations.get(name)
+        if destination is None:
+            raise _TestError(f"there is no destination `{name}`", ("destination",), suggest(name, self.destinations))
+        try:
+            yield _plain(request_of(event, destination))
+        except Unrenderable as error:
+            raise _TestError(str(error), ("destination",)) from None
 
     def event(self, delivery: StoredDelivery) -> Event:
         return decode_event(self.sealer.open(delivery.event, b"event"))
@@ -255,22 +288,30 @@ class _Run:
             if body is None:
                 hint = suggest(spec.sample, samples(self.folder, source))
                 raise _TestError(f"there is no sample `{spec.sample}` of {source}", (*place, "sample"), hint)
-            payload = msgspec.json.decode(body)
+            try:
+                payload = msgspec.json.decode(body)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _TestError(f"the sample is no JSON: {error}", (*place, "sample")) from None
         body = msgspec.json.encode(merge_patch(payload, spec.changes) if spec.changes is not None else payload)
-        headers = sample_headers(self.folder, source, name, body, self.now / 1000)
+        try:
+            headers = sample_headers(self.folder, source, name, body, self.now / 1000)
+        except MappingErrors as errors:
+            raise _TestError(f"the sample's headers cannot be read: {errors}", place) from None
         return body, headers | {name.lower(): value for name, value in spec.headers.items()}
 
-    def compare(self, events: Sequence[Mapping[str, object]]) -> Iterator[Diagnostic]:
-        expected = self.test.spec.expect
+    def compare(
+        self, expected: Sequence[Mapping[str, object]], got: Sequence[Mapping[str, object]], key: str, what: str
+    ) -> Iterator[Diagnostic]:
         for index, wanted in enumerate(expected):
-            if index >= len(events):
-                yield self.complain(("expect", index), f"expected the event {_brief(wanted)}, got none")
+            if index >= len(got):
+                yield self.complain((key, index), f"expected the {what} {_brief(wanted)}, got none")
                 continue
-            for path, message in differences(wanted, events[index], exact=self.test.spec.exact):
-                shown_path = ".".join(map(str, path)) or "the event"
-                yield self.complain(("expect", index, *path), f"event {index + 1}, {shown_path}: {message}")
-        for event in events[len(expected) :]:
-            yield self.complain(("expect",), f"an event too many: {_brief(event)}, made by the rule `{event['rule']}`")
+            for path, message in differences(wanted, got[index], exact=self.test.spec.exact):
+                shown_path = ".".join(map(str, path)) or f"the {what}"
+                yield self.complain((key, index, *path), f"{what} {index + 1}, {shown_path}: {message}")
+        for each in got[len(expected) :]:
+            by = f", made by the rule `{each['rule']}`" if "rule" in each else ""
+            yield self.complain((key,), f"an {what} too many: {_brief(each)}{by}")
 
     def missing(self, skips: Sequence[tuple[str | None, str]]) -> Iterator[Diagnostic]:
         left = list(skips)
@@ -329,7 +370,7 @@ def _plain(event: Mapping[str, object]) -> dict[str, object]:
 def _brief(event: Mapping[str, object]) -> str:
     properties = event.get("properties")
     value = properties.get("value") if isinstance(properties, dict) else None
-    return f"`{event.get('name', '?')}`" + (f" of {value}" if value is not None else "")
+    return f"`{event.get('name') or event.get('url', '?')}`" + (f" of {value}" if value is not None else "")
 
 
 def differences(
@@ -373,19 +414,26 @@ def rewritten(tests: Sequence[tuple[MappingTest, Result]], text: str) -> str:
     A test keeps looking at what it looked at: only an event that it did not expect is written out whole.
     """
     root = YAML(typ="safe", pure=True).compose(text)
+    if root.flow_style or _value(root, "tests").flow_style:
+        raise ValueError("its tests are written in {…} or […]: write them as blocks to have them rewritten")
     for test, result in sorted(tests, key=lambda each: each[0].index, reverse=True):
         known = test.spec.expect
         events = [
             _projected(known[index], event) if index < len(known) else _worth_writing(event)
             for index, event in enumerate(result.events)
         ]
-        key, value = next(pair for pair in _value(root, "tests").value[test.index].value if pair[0].value == "expect")
+        node = _value(root, "tests").value[test.index]
+        key, value = next(pair for pair in node.value if pair[0].value == "expect")
+        if node.flow_style:
+            text = text[: value.start_mark.index] + _text(events) + text[value.end_mark.index :]
+            continue
         # A block ends where the next one begins: what stands between them, comments too, is no part of it.
         written = text[value.start_mark.index : value.end_mark.index].splitlines(keepends=True)
         while len(written) > 1 and written[-1].lstrip()[:1] in {"", "#"}:
             written.pop()
         end = value.start_mark.index + len("".join(written).rstrip())
         text = text[: key.end_mark.index] + ":" + _block(events, key.start_mark.column + 2) + text[end:]
+    parse(text, "the rewritten tests")  # better no file than a broken one
     return text
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from gateway.destinations import Destination, compile_destination, enabled
+from gateway.destinations import Destination, compile_destination, inherited
 from gateway.documents import Diagnostic, Document, MappingErrors, Variables, parse, shape, yaml_files
 from gateway.identity import PROFILES, Profile
 from gateway.sources import Source, compile_source
@@ -73,17 +73,33 @@ def load_mappings(path: Path, variables: Variables, senders: Variables | None = 
             made[name] = item
         return made
 
-    def destination(document: Document, version: str) -> tuple[Destination, bool]:
-        return compile_destination(document, version, variables), enabled(document, variables)
+    def destination(document: Document, version: str) -> Destination:
+        return compile_destination(inherited(document, files), version, variables)
 
+    files = _by_name(path / "destinations")
     sources = each("sources", lambda source: source.name, lambda doc, version: compile_source(doc, version, senders))
-    destinations = each("destinations", lambda pair: pair[0].name, destination)
+    destinations = each("destinations", lambda destination: destination.name, destination)
+    if not sources and not diagnostics:
+        diagnostics.append(Diagnostic(str(path / "sources"), 1, 1, "there is no source in this folder"))
     if diagnostics:
         raise MappingErrors(diagnostics)
-    on = {name: made for name, (made, is_on) in destinations.items() if is_on}
+    on = {name: made for name, made in destinations.items() if all(map(variables, made.enabled_by))}
     profiles = {profile.name: profile for profile in [PROFILES["default"], *(made.profile for made in on.values())]}
-    off = {name: made for name, (made, is_on) in destinations.items() if not is_on}
+    off = {name: made for name, made in destinations.items() if name not in on}
     return Mappings(sources, on, off, tuple(profiles.values()))
+
+
+def _by_name(folder: Path) -> dict[str, Document]:
+    """Return the destinations' documents by name, but for those that cannot be read: their own turn tells that."""
+    found: dict[str, Document] = {}
+    for file in yaml_files(folder):
+        try:
+            document, _ = read_document(file)
+        except MappingErrors:
+            continue
+        if isinstance(document.data, dict):
+            found[str(document.data.get("destination"))] = document
+    return found
 
 
 def read_document(file: Path) -> tuple[Document, str]:

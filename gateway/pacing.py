@@ -31,3 +31,78 @@ def retry_after(value: str | None, now: int) -> int:
         except (ValueError, OverflowError):
             return 0
     return max(0, min(pause, LONGEST_RETRY_AFTER))
+
+
+FAILURES = 5
+"""Failed requests in a row after which a destination is left alone for a while."""
+SHORTEST_REST = 10_000
+LONGEST_REST = 300_000
+TOO_MANY = 429
+SERVER_ERRORS = 500
+UNAVAILABLE = 503
+
+
+class Pace:
+    """How many requests to one destination may be under way: what it takes well, and no more than it was said to take.
+
+    - The limit begins at two, grows by one with each limit's worth of successes, and halves when the destination is
+      overwhelmed (429, 503, no answer): additive increase, multiplicative decrease, as TCP does.
+    - After `FAILURES` failures in a row nothing is sent for a rest that doubles from 10 s to 5 min; then one request
+      tries. So a dead destination costs one try a rest, and the deliveries that wait for it none.
+    - `per_second` (0: any number) fills a bucket of tokens that holds one second's worth.
+    """
+
+    def __init__(self, most: int, per_second: float, now: int) -> None:
+        self.most = most
+        self.per_second = per_second
+        self.limit = float(min(2, most))
+        self.failures = 0
+        self.rests_until = 0
+        self._tokens = max(1.0, per_second)
+        self._counted_at = now
+
+    def room(self, under_way: int, now: int) -> int:
+        """Return how many more requests may begin now."""
+        if self.rests_until > now:
+            return 0
+        limit = 1 if self.failures >= FAILURES else int(self.limit)
+        room = max(0, limit - under_way)
+        if self.per_second:
+            self._refill(now)
+            room = min(room, int(self._tokens))
+        return room
+
+    def pause(self, now: int) -> int:
+        """Return the ms until time alone makes room, 0 if it is not time that is lacking."""
+        if self.rests_until > now:
+            return self.rests_until - now
+        if self.per_second and self._tokens < 1:
+            return int((1 - self._tokens) / self.per_second * 1000) + 1
+        return 0
+
+    def began(self, requests: int, now: int) -> None:
+        """Note that requests began."""
+        if self.per_second:
+            self._refill(now)
+            self._tokens -= requests
+
+    def answered(self, status: int, now: int) -> None:
+        """Note an answer; status 0 is none."""
+        if 0 < status < SERVER_ERRORS and status != TOO_MANY:
+            self.failures = 0
+            self.rests_until = 0
+            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+            return
+        if status in {0, TOO_MANY, UNAVAILABLE}:
+            self.limit = max(1.0, self.limit / 2)
+        if status == TOO_MANY:
+            return  # it is well, only busy: `Retry-After` says for how long
+        self.failures += 1
+        if self.failures >= FAILURES:
+            rest = SHORTEST_REST * 2 ** min(self.failures - FAILURES, 10)
+            self.rests_until = now + min(LONGEST_REST, rest)
+
+    def _refill(self, now: int) -> None:
+        earned = max(0, now - self._counted_at) / 1000 * self.per_second
+        self._tokens = min(max(1.0, self.per_second), self._tokens + earned)
+        self._counted_at = now

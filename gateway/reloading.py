@@ -4,7 +4,8 @@ A folder with a mistake changes nothing; what is wrong with it is logged and kep
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -12,6 +13,9 @@ from watchfiles import Change, awatch
 
 from gateway.documents import MappingErrors, Variables
 from gateway.mappings import Mappings, load_mappings
+
+LOOK_AGAIN = 2_000
+"""Ms between two looks at whether the folder itself was replaced, of which its watcher hears nothing."""
 
 _LOG = structlog.get_logger(__name__)
 
@@ -34,15 +38,15 @@ class MappingsInForce:
 
     def ask(self) -> None:
         """Have the folder read again. May be called from a signal handler or another thread."""
-        if self._loop is None:  # nobody waits yet: whoever begins to follow finds that it was asked for
-            self._asked.set()
+        if self._loop is None or self._loop.is_closed():
+            self._asked.set()  # nobody waits: whoever begins to follow finds that it was asked for
         else:
             self._loop.call_soon_threadsafe(self._asked.set)
 
-    async def follow(self, swapped: Callable[[], Awaitable[None]], *, watch: bool) -> None:
+    async def follow(self, swapped: Callable[[], None], *, watch: bool) -> None:
         """Read the folder again whenever asked (and with `watch`, when a file in it changes), until cancelled.
 
-        `swapped` is awaited after each time that other mappings came into force.
+        `swapped` is called each time that other mappings came into force.
         """
         self._loop = asyncio.get_running_loop()
         watcher = asyncio.create_task(self._watch()) if watch else None
@@ -51,16 +55,34 @@ class MappingsInForce:
                 await self._asked.wait()
                 self._asked.clear()
                 if await self._read():
-                    await swapped()
+                    swapped()
         finally:
             if watcher is not None:
                 watcher.cancel()
 
     async def _watch(self) -> None:
-        async for _ in awatch(self._path, watch_filter=_is_yaml, debounce=200, step=50):
+        """Ask whenever a file changes, or the folder itself is another: replaced, or gone and back."""
+        while True:
+            folder = _identity(self._path)
+            try:
+                async for changes in awatch(
+                    self._path, watch_filter=self._matters, rust_timeout=LOOK_AGAIN, yield_on_timeout=True
+                ):
+                    if changes:
+                        self._asked.set()
+                    if _identity(self._path) != folder:
+                        break
+            except FileNotFoundError:
+                _LOG.warning("mappings_folder_is_missing", path=str(self._path))
+                await asyncio.sleep(LOOK_AGAIN / 1000)
             self._asked.set()
 
+    def _matters(self, _: Change, path: str) -> bool:
+        inside = Path(os.path.relpath(path, self._path.resolve())).parts
+        return path.endswith((".yaml", ".yml")) and inside[:1] in {("sources",), ("destinations",)}
+
     async def _read(self) -> bool:
+        before = self.current
         try:
             # On a thread: webhooks are taken in meanwhile, under the mappings that are still in force.
             mappings = await asyncio.to_thread(load_mappings, self._path, self._variables)
@@ -68,11 +90,21 @@ class MappingsInForce:
             self.problem = str(errors)
             _LOG.error("mappings_refused", mistakes=len(errors.diagnostics), first=str(errors.diagnostics[0]))
             return False
+        except Exception as error:  # a secret's file that cannot be read, say: whatever it is, it must not end this
+            self.problem = f"{type(error).__name__}: {error}"
+            _LOG.exception("mappings_refused")
+            return False
         self.problem = None
         self.current = mappings
-        _LOG.info("mappings_in_force", versions={name: each.version for name, each in mappings.sources.items()})
+        versions = {name: each.version for name, each in mappings.sources.items()}
+        if gone := sorted(before.sources.keys() - versions.keys()):
+            _LOG.warning("sources_gone", sources=gone, next_step="their webhooks get 404 from now on")
+        _LOG.info("mappings_in_force", versions=versions)
         return True
 
 
-def _is_yaml(_: Change, path: str) -> bool:
-    return path.endswith((".yaml", ".yml")) and "/tests/" not in path
+def _identity(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None

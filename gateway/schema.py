@@ -15,8 +15,16 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from gateway.deliveries import SkipReason
-from gateway.destinations import BatchSpec, DestinationSpec, RetrySpec, SignSpec
+from gateway.destinations import (
+    BatchSpec,
+    DedupSpec,
+    DestinationSpec,
+    ParkSpec,
+    RateSpec,
+    RetrySpec,
+    RouteSpec,
+    SignSpec,
+)
 from gateway.events import ProductIds
 from gateway.expressions import MAX_LENGTH
 from gateway.functions import MAPPING
@@ -325,7 +333,28 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "concurrency": "How many requests are on their way at the same time.",
         "success": "Whether the answer, `status` and `body`, means that the event arrived. Default: any 2xx.",
         "retry": "Which answers are worth another try, and for how long.",
+        "rejected": "Over the answer: the indexes, from 0, of a batch's events that were refused for good.",
+        "park": "Answers that are not the event's fault, such as a wrong key or a quota: it waits, however long.",
+        "uncertain": "What to do when no answer came and the collector would not recognise a repetition.",
+        "dedup": "By what, and how long, the collector itself recognises a repeated event.",
+        "rate": "How many requests it takes.",
+        "endpoints": "Other URLs, by kind of event; may use `${NAME}`.",
+        "only": "The events that go there; others are skipped as `not_routed`.",
+        "except": "The events that do not go there; they are skipped as `not_routed`.",
+        "when": "Consent, over what `event` sees; if not met, the event is skipped as `no_consent`.",
+        "test_events": "Test events: `skip` or `forward` them, or `only` them. Default: as GATEWAY_TEST_EVENTS says.",
+        "max_age": "Older events are skipped as `too_old`: `72h`.",
+        "like": "The destination whose file this one is over: another instance of it.",
+        "variables": "What its settings are called here, by what they are called in the file that it is like.",
     },
+    RouteSpec: {
+        "events": "Canonical names; `*` is a wildcard.",
+        "sources": "Names of sources; `*` is a wildcard.",
+        "accounts": "Accounts; `*` is a wildcard.",
+    },
+    ParkSpec: {"on": "Statuses. Default: 401, 402, 403.", "for": "How long to wait between two tries."},
+    DedupSpec: {"field": "The field of the event.", "window": "For how long: `6h`."},
+    RateSpec: {"per_second": "Requests a second, at the most."},
     SignSpec: {
         "secrets": "The secret to sign with, as `${NAME}`; of several, separated by commas, the first.",
         "scheme": "Standard Webhooks: the headers webhook-id, webhook-timestamp and webhook-signature.",
@@ -350,6 +379,8 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "links": "Links that are known before the first webhook arrives.",
         "skips": "What must be recorded as skipped; there may be more.",
         "exact": "Whether events may have nothing but what is written.",
+        "destination": "The destination whose requests are looked at.",
+        "requests": "What it gets of each event: `url`, `headers` and `body`, or `skipped` with the reason.",
     },
     WebhookSpec: {
         "sample": "A sample of this source, by its file's name without `.json`.",
@@ -447,7 +478,10 @@ _FORMS: Mapping[type[msgspec.Struct], Mapping[str, _Schema]] = {
         "headers": _structure({}),
         "names": {"properties": {name: {"description": text, "type": "string"} for name, text in EVENTS.items()}},
         "concurrency": {"minimum": 1},
+        "max_age": _DURATION,
     },
+    ParkSpec: {"on": {"items": {"type": "integer", "minimum": 100, "maximum": 599}}, "for": _DURATION},
+    DedupSpec: {"window": _DURATION},
     BatchSpec: {"max_events": {"minimum": 1}, "max_bytes": {"minimum": 1}},
     RetrySpec: {
         "on": {
@@ -468,7 +502,6 @@ _FORMS: Mapping[type[msgspec.Struct], Mapping[str, _Schema]] = {
         "with": _PATCH,
     },
     WebhookSpec: {"sample": {"type": "string"}, "payload": _PAYLOAD, "with": _PATCH, "after": _DURATION},
-    SkipSpec: {"reason": {"enum": [*get_args(SkipReason), "error"]}},
 }
 
 # Which keys need or exclude each other.
@@ -499,6 +532,10 @@ _HAS_BODY: _Schema = {"anyOf": [{"required": ["sample"]}, {"required": ["payload
 
 _CONDITIONS: Mapping[type[msgspec.Struct], _Schema] = {
     VerifySpec: {"allOf": _schemes()},
+    DestinationSpec: {
+        "required": ["destination"],
+        "anyOf": [{"required": ["like"]}, {"required": ["enabled_by", "endpoint", "event", "body"]}],
+    },
     RuleSpec: _if({"emit": {"const": None}}, {"required": ["once"], "properties": {"once": {"not": {"type": "null"}}}}),
     TestSpec: {
         "anyOf": [*_HAS_BODY["anyOf"], {"required": ["webhooks"], "properties": {"webhooks": {"minItems": 1}}}],

@@ -150,7 +150,9 @@ class Source(Struct):
 
 
 def _matches(type: str, pattern: str) -> bool:
-    return type == pattern or ("*" in pattern and fnmatch.fnmatchcase(type, pattern))
+    if "*" not in pattern:
+        return type == pattern
+    return fnmatch.fnmatchcase(type, pattern.replace("[", "[[]").replace("?", "[?]"))  # the language has only `*`
 
 
 class Headers(Struct, frozen=True):

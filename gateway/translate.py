@@ -6,12 +6,13 @@ lost: each rule that skipped or failed leaves a note, and the webhook itself is 
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
 
-from gateway.events import Event, ProductIds, Visitor, Webhook
+from gateway.events import MONEY_TAG, Event, ProductIds, Visitor, Webhook
 from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE, Scope, milliseconds
 from gateway.identity import PiiGuard, Profile, hash_identity, normalise_email, normalise_subject
@@ -121,7 +122,7 @@ def _unmapped(webhook: Webhook) -> str:
     # Stripe's API v2 sends events without their object; no rule can read one until fetching is configured.
     try:
         return "thin_event" if _OBJECT.decode(webhook.body).object == "v2.core.event" else "unmapped"
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return "unmapped"
 
 
@@ -138,7 +139,7 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
     assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
     assert isinstance(context, dict)  # noqa: S101
     texts = _texts([properties, context], [], [MAX_SIZE])
-    if not rule.allow_pii and (leak := person.guard.leaks_any(texts)):
+    if not rule.allow_pii and (leak := person.guard.leaks_any(texts) or _stranger(texts)):
         return Note(
             rule.name, skip="pii_leak", error=f"a property contains the {leak}; hash it, or say `allow_pii: true`"
         )
@@ -162,6 +163,14 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
         rule=rule.name,
     )
     return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)))
+
+
+_EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(\.[\w-]{1,63}){0,4}\.[A-Za-z]{2,24}\b")
+
+
+def _stranger(texts: Sequence[str]) -> str | None:
+    """Return `email` if a text holds anybody's email address: the guard only knows the payload's own person."""
+    return "email" if any("@" in text and _EMAIL.search(text) for text in texts) else None
 
 
 def _is_false(value: object) -> bool:
@@ -190,8 +199,12 @@ def event_key(id: str) -> bytes:
 def _keys(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         return ()
-    texts = (str(key) for key in value if isinstance(key, str | int) and not isinstance(key, bool) and key != "")
-    return tuple(dict.fromkeys(text for text in texts if len(text) <= MAX_SUBJECT))[:MAX_KEYS]
+    return tuple(dict.fromkeys(_short(text) for key in value if (text := _as_text(key))))[:MAX_KEYS]
+
+
+def _short(key: str) -> str:
+    """Return a key, or the hash of one that is long: its payment must count once all the same."""
+    return key if len(key) <= MAX_SUBJECT else hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def _person(
@@ -201,41 +214,55 @@ def _person(
     assert isinstance(found, dict)  # noqa: S101 -- compile_source wrote this template
     country = found["identity"].pop("country", None)
     country = country if isinstance(country, str) else None
-    raw = {name: value for name, value in found["identity"].items() if isinstance(value, str) and value}
+    raw = {name: text for name, value in found["identity"].items() if (text := _as_text(value))}
     values = {name: text for name, value in found["subjects"].items() if (text := _subject(name, value, country))}
     identity = {profile.name: hashed for profile in profiles if (hashed := hash_identity(raw, country, profile))}
+    guard = PiiGuard(raw)
     return _Person(
         subjects={name: subject_key(name, value) for name, value in values.items()},
-        user_id=_user_id(values.get("user")),
-        visitor=_payload_visitor(found["visitor"]),
+        user_id=_user_id(values.get("user"), guard),
+        visitor=_payload_visitor(found["visitor"], guard),
         identity=identity,
-        guard=PiiGuard(raw),
+        guard=guard,
     )
 
 
+def _as_text(value: object) -> str | None:
+    """Return a text, or a whole number as one: some senders write phones and ids so."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
 def _subject(name: str, value: object, country: str | None) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or len(value) > MAX_SUBJECT:
-        return None
-    return normalise_subject(name, value, country)
+    text = _as_text(value)
+    return None if text is None or len(text) > MAX_SUBJECT else normalise_subject(name, text, country)
 
 
-def _user_id(user: str | None) -> str | None:
-    """Return the user as collectors may see it: an email address only as its hash."""
-    if user is None or "@" not in user:
+def _user_id(user: str | None, guard: PiiGuard) -> str | None:
+    """Return the user as collectors may see it: an email address or the person's phone only as its hash."""
+    if user is None or ("@" not in user and guard.leaks(user) is None):
         return user
     return hashlib.sha256((normalise_email(user) or user).encode("utf-8", "replace")).hexdigest()
 
 
-def _payload_visitor(ids: Mapping[str, object]) -> Visitor | None:
+def _payload_visitor(ids: Mapping[str, object], guard: PiiGuard) -> Visitor | None:
     """Return the visitor that the payload itself carries: the page put its id where the provider gives it back."""
     products = {
         product: ProductIds(visitor_id=value)
         for product, value in ids.items()
-        if isinstance(value, str) and 0 < len(value) <= MAX_SUBJECT and value.isprintable()
+        if isinstance(value, str)
+        and 0 < len(value) <= MAX_SUBJECT
+        and value.isprintable()
+        # Whoever fills in the page's fields may write anything there: a person's data is no visitor id.
+        and guard.leaks(value) is None
+        and not _EMAIL.search(value)
     }
     return Visitor(ids=products, linked_by="payload") if products else None
+
+
+_SMALLEST = -(2**63)
+_LARGEST = 2**64 - 1
 
 
 def _texts(value: object, found: list[str], room: list[int], depth: int = 0) -> list[str]:
@@ -247,12 +274,16 @@ def _texts(value: object, found: list[str], room: list[int], depth: int = 0) -> 
     if depth > MAX_DEPTH:
         raise EvaluationError(f"a property is nested deeper than {MAX_DEPTH} levels")
     room[0] -= 1
+    if isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
+        raise EvaluationError("a property is a number of more than 64 bits")
     if isinstance(value, str):
         room[0] -= len(value)
         found.append(value)
     if room[0] < 0:
         raise EvaluationError(f"the properties hold more than {MAX_SIZE:,} values and characters")
     if isinstance(value, dict):
+        if MONEY_TAG in value:  # an object of the payload's that would be read back from the store as money
+            raise EvaluationError(f"a property has a key `{MONEY_TAG}`, which is not supported")
         for name, item in value.items():
             room[0] -= len(name)
             found.append(name)

@@ -36,6 +36,7 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from gateway.deliveries import (
+    STANDING,
     Acceptance,
     Attempt,
     Counts,
@@ -138,7 +139,7 @@ class SqliteStore:
 
         `fingerprint` identifies the sealing key. `exclusive=False` is for commands beside a running gateway: they
         share the file and leave its leases alone. Raises `StoreMismatch` when another gateway holds the file, when
-        it was written under another key or by a newer version; `sqlite3.Error` when it cannot be opened.
+        it was written under another key or by a newer version, or when it cannot be opened.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path) if exclusive else None
@@ -151,9 +152,11 @@ class SqliteStore:
                     returned = (State.DUE, State.LEASED)
                     setup.execute("UPDATE delivery SET state = ?, due_at = 0 WHERE state = ?", returned)
             return cls(path, GroupCommit(path, _connect), _connect(path), lock)
-        except BaseException:
+        except BaseException as error:
             if lock is not None:
                 os.close(lock)
+            if isinstance(error, sqlite3.DatabaseError):
+                raise StoreMismatch(f"{path} cannot be opened as a store: {error}") from error
             raise
 
     async def close(self) -> None:
@@ -176,7 +179,7 @@ class SqliteStore:
     async def replay(self, webhook: int, acceptance: Acceptance, now: int) -> Receipt:
         """Put what the mappings make of a stored webhook now beside what they made of it then.
 
-        Deliveries that were sent or are pending stay; dead and skipped ones of the same event start again.
+        Deliveries that were sent or are pending stay; dead, skipped and parked ones of the same event start again.
         """
         return await self._writer.submit(lambda connection: _replay(connection, webhook, acceptance, now))
 
@@ -588,7 +591,7 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
         "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ?",
         (webhook,),
     ).fetchall()
-    settled = {(id, destination) for id, destination, _, state in existing if state <= State.SENT}
+    settled = {(id, destination) for id, destination, _, state in existing if state in STANDING}
     events = tuple(
         NewEvent(event.id, event.sealed, kept, event.claim, event.subjects)
         for event in new.events
@@ -596,7 +599,7 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
     )
     renewed = {(event.id, each.destination) for event in events for each in event.deliveries}
     for id, destination, number, state in existing:
-        if state > State.SENT and (id, destination) in renewed:
+        if state not in STANDING and (id, destination) in renewed:
             connection.execute("DELETE FROM delivery WHERE webhook = ? AND number = ?", (webhook, number))
             connection.execute("DELETE FROM attempt WHERE webhook = ? AND delivery = ?", (webhook, number))
     (first_event,) = connection.execute(

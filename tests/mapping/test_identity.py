@@ -72,6 +72,10 @@ VECTORS = [
     ("google", "email", "john.doe+x@googlemail.com", None, "johndoe@googlemail.com"),
     ("google", "email", "john.doe+x@example.com", None, "john.doe+x@example.com"),
     ("google", "email", "+x@gmail.com", None, None),
+    ("google", "email", "cloudy.sanfrancisco+shopping@gmail.com", None, "cloudysanfrancisco@gmail.com"),
+    ("google", "email", "user.name+NYC@Example.com", None, "user.name+nyc@example.com"),
+    ("google", "email", " ada . l @ gmail.com", None, "adal@gmail.com"),
+    ("google", "phone", "(800)555-0100", "US", "+18005550100"),
     ("google", "phone", "+44 (0)20 7946 0958", None, "+442079460958"),
     ("google", "last_name", " O'Brien ", None, "o'brien"),
     ("google", "city", "Paris", None, None),
@@ -105,8 +109,11 @@ def test_a_profile_hashes_what_its_collector_hashes(
     profile: str, field: str, raw: str, country: str | None, normal: str | None
 ) -> None:
     expected = {} if normal is None else {field: hashlib.sha256(normal.encode()).hexdigest()}
+    hashes = hash_identity({field: raw}, country, PROFILES[profile])
+    if field != "country":
+        hashes.pop("country", None)  # the one that a phone is read by
 
-    assert hash_identity({field: raw}, country, PROFILES[profile]) == expected
+    assert hashes == expected
 
 
 @pytest.mark.parametrize(
@@ -115,14 +122,60 @@ def test_a_profile_hashes_what_its_collector_hashes(
         ("email", " John.Doe+x@Gmail.com ", "86500804d4aa2249bdf6687587eb061a86264d1e81d5a5c4750c88b2ec2d9093"),
         ("phone", "+1 (555) 123-4567", "d6736136ea896c1bfdc553e0e86e702c70d060d805696ca3e4e9e0961353860a"),
         ("phone", "0044 20 7946 0958", "6defaeb4edc8a39f558f59d8848bc1c4765e5ce060bb431793dc83932dbe4030"),
+        ("phone", "+44 (0)20 7946 0958", "40f19965b0d0ebba641dbd9309c3ac18542d9ad976c47f8d35347daea67ee2c2"),
+        ("phone", "5551234567", "3c95277da5fd0da6a1a44ee3fdf56d20af6c6d242695a40e18e6e90dc3c5872c"),
         ("first_name", COMPOSED, "d994e1d001886fe5b45b1267bd1fa2b752ac50742579bd3dad7b2a2aa0ed6866"),
         ("first_name", DECOMPOSED, "0c06649e61569bf7f121faa2a2cf294afb57f9e5f1b0a72424b80ca99419af67"),
         ("last_name", "O'Brien", "65b87174be3b1b122e2b0929f0b84888637d31a4a83bb96a860bcff411f5e668"),
+        ("first_name", " Zürich ", "201f10d5d64518d86d2d3a47d28675d1c788762c5345df643dadec71d4e0a91e"),
+        ("last_name", "van der Berg", "a6fe68a719fbd8e4466cb6992d9a64dd1f6837e26dfc5a024f1393f51d3737c0"),
+        ("email", "MÜLLER@Example.COM", "39c030ac25030a19ba73533af6d5bad6de543475377193dd2589e3ed49f90d80"),
+        ("email", "\u00a0a@b.co\u3000", "80305c9bb1bb2480e03894350e0a8a366dcbdeb302e69e0817aa0743abd77054"),
+        ("email", "a" * 64, "a" * 64),
+        (
+            "email",
+            "ABCDEF0123456789ABCDEF0123456789ABCDEF0123456789ABCDEF0123456789",
+            "abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789",
+        ),
         ("first_name", "\u0130stanbul", "4a4df120f7d1f3c286f58651abfcec2aade892ace635f96f02b946c96e6e1f86"),
     ],
 )
 def test_layersync_hashes_are_those_its_own_sdk_sent(field: str, raw: str, recorded: str) -> None:
     assert hash_identity({field: raw}, None, PROFILES["layersync"]) == {field: recorded}
+
+
+@pytest.mark.parametrize(
+    ("field", "raw"), [("phone", "\u0660\u0661\u0662\u0663"), ("phone", "ext. n/a"), ("email", "")]
+)
+def test_layersync_gets_no_hash_of_nothing_as_its_sdk_sends_it(field: str, raw: str) -> None:
+    assert hash_identity({field: raw}, None, PROFILES["layersync"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "raw", "published"),
+    [
+        ("email", "John_Smith@gmail.com", "62a14e44f765419d10fea99367361a727c12365e2520f32218d505ed9aa0f62f"),
+        ("phone", "(650)555-1212", "e323ec626319ca94ee8bff2e4c87cf613be6ea19919ed1364124e16807ab3176"),
+        ("first_name", "Mary", "6915771be1c5aa0c886870b6951b03d7eafc121fea0e80a5ea83beb7c449f4ec"),
+        ("first_name", "\uc815", "8fa8cd9c440be61d0151429310034083132b35975c4bea67fdd74158eb51db14"),
+        ("first_name", "Val\u00e9ry", "08e1996b5dd49e62a4b4c010d44e4345592a863bb9f8e3976219bac29417149c"),
+    ],
+)
+def test_metas_hashes_are_those_its_page_has_as_examples(field: str, raw: str, published: str) -> None:
+    assert hash_identity({field: raw}, "US", PROFILES["meta"])[field] == published
+
+
+@pytest.mark.parametrize("profile", ["meta", "snap", "pinterest"])
+def test_the_country_that_a_phone_is_read_by_is_hashed_as_well(profile: str) -> None:
+    us = hashlib.sha256(b"us").hexdigest()
+
+    assert hash_identity({"email": "a@b.co"}, " US ", PROFILES[profile])["country"] == us
+    assert hash_identity({"country": "us"}, "DE", PROFILES[profile]) == {"country": us}
+
+
+@pytest.mark.parametrize("profile", ["default", "tiktok", "google", "layersync"])
+def test_other_profiles_hash_no_country(profile: str) -> None:
+    assert hash_identity({"email": "a@b.co"}, "US", PROFILES[profile]).keys() == {"email"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -84,7 +84,32 @@ async def test_the_provider_of_the_page_works_as_the_page_says(tmp_path: Path) -
     assert (await run_test(test, mappings, folder)).failures == ()
 
 
-@pytest.mark.parametrize("text", [each for each in blocks("yaml") if "acme" not in each and "piad" not in each])
+async def test_the_collector_of_the_page_works_as_the_page_says(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    copy_bundled(folder)
+    (folder / "destinations/acme_stats.yaml").write_text(
+        next(each for each in blocks("yaml") if each.startswith("destination: acme_stats"))
+    )
+    file = folder / "tests/stripe/acme_stats.yaml"
+    file.write_text(next(each for each in blocks("yaml") if "a purchase as Acme Stats" in each))
+    assert mistakes(folder, lambda _: None) == []
+    mappings = load_mappings(folder, lambda _: None)
+    (test,) = load_tests(folder, mappings, file)
+    assert (await run_test(test, mappings, folder)).failures == ()
+
+
+def test_the_second_instance_of_the_page_is_like_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    copy_bundled(folder)
+    (folder / "destinations/nexly_eu.yaml").write_text(next(each for each in blocks("yaml") if "like: nexly" in each))
+    settings = {"NEXLY_EU_APP_ID": "eu", "NEXLY_EU_INGEST_KEY": "key"}
+    mappings = load_mappings(folder, settings.get)
+    assert (list(mappings.destinations), "nexly" in mappings.off) == (["nexly_eu"], True)
+    second = mappings.destinations["nexly_eu"]
+    assert (second.product, second.secrets["app_id"].reveal()) == ("nexly", "eu")
+
+
+@pytest.mark.parametrize("text", [each for each in blocks("yaml") if "acme" not in each and "like:" not in each])
 def test_every_other_block_of_the_page_is_what_it_says_it_is(text: str) -> None:
     if text.startswith("source:"):
         assert compile_source(parse(text, "page"), "v", lambda _: None).rules

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from gateway.deliveries import (
+    STANDING,
     Acceptance,
     Attempt,
     Counts,
@@ -82,7 +83,7 @@ class Model:
         return self._store(webhook, new, new.events, new.received_at)
 
     def replay(self, webhook: int, new: Acceptance, now: int) -> set[str]:
-        blocked = {(each.event.id, each.destination) for each in self.of(webhook) if each.state <= State.SENT}
+        blocked = {(each.event.id, each.destination) for each in self.of(webhook) if each.state in STANDING}
         events = []
         next_number = 1 + max((each.number for each in self.of(webhook)), default=-1)
         for event in new.events:

@@ -516,8 +516,10 @@ def _indented(text: str, indent: str) -> str:
 
 def _dry(path: Path, settings: Any) -> Any:
     """Load mappings to look at what they do: no secret of a sender is needed, and none of a destination must be set."""
+    from gateway.mappings import switches
+
     senders = lambda name: "https://gateway.example/webhooks" if name.endswith("_URL") else None  # noqa: E731
-    return _mappings(path, _Filled(settings.environment), senders)
+    return _mappings(path, _Filled(settings.environment, switches(path)), senders)
 
 
 def _now() -> int:
@@ -534,16 +536,17 @@ def _tell_deliveries(deliveries: Any) -> None:
 
 
 class _Filled:
-    """Stands in for settings that are missing, so that a dry run needs no credentials."""
+    """Stands in for the settings that turn destinations on, so that a dry run needs no credentials."""
 
-    def __init__(self, environment: Any) -> None:
+    def __init__(self, environment: Any, switches: frozenset[str]) -> None:
         self._environment = environment
+        self._switches = switches
 
-    def __call__(self, name: str) -> str:
-        if value := self._environment(name):
-            return str(value)
+    def __call__(self, name: str) -> str | None:
+        if (value := self._environment(name)) or name not in self._switches:
+            return str(value) if value else None  # the default of the file, if it has one
         if name.endswith(("_URL", "_HOST")):
-            return ""  # the default of the file, if it has one
+            return "https://" + name.lower().replace("_", "-") + ".example"
         return "whsec_AAAA" if name.endswith("_SECRET") else f"<{name}>"
 
 

@@ -293,10 +293,9 @@ def _judge(response: Response, answer: Mapping[str, object], destination: Destin
         return Outcome(State.DUE if again else State.DEAD, reason, uncertain=response.uncertain)
     if _evaluated(destination.success, answer):
         return Outcome(State.SENT, f"http_{status}")
-    if status in destination.park_on:
-        return Outcome(State.PARKED, f"http_{status}")
-    again = status in destination.retry_on or f"{status // 100}xx" in destination.retry_on
-    return Outcome(State.DUE if again else State.DEAD, f"http_{status}")
+    if status in destination.retry_on or f"{status // 100}xx" in destination.retry_on:
+        return Outcome(State.DUE, f"http_{status}")
+    return Outcome(State.PARKED if status in destination.park_on else State.DEAD, f"http_{status}")
 
 
 def _evaluated(predicate: Evaluate, answer: Mapping[str, object]) -> object:

@@ -66,12 +66,16 @@ def request_of(event: Event, destination: Destination, now: int = 0) -> dict[str
 
     Whether tests are forwarded is the gateway's setting, and is not looked at. Raises `Unrenderable`.
     """
-    masked = structs.replace(destination, secrets={name: Secret("***") for name in destination.secrets})
+    hidden = {name: Secret("***" if secret.reveal() else "") for name, secret in destination.secrets.items()}
+    masked = structs.replace(destination, secrets=hidden)
     rendered = route(event, masked, forward_tests=True) or render(event, masked)
     if isinstance(rendered, str):
         return {"skipped": rendered}
     request = pack([rendered], masked, event.id, now, event.kind)
-    return {"url": request.url, "headers": dict(request.headers), "body": msgspec.Raw(request.body)}
+    url = request.url
+    for secret in destination.secrets.values():  # some collectors want theirs in the URL
+        url = url.replace(secret.reveal(), "***") if secret.reveal() else url
+    return {"url": url, "headers": dict(request.headers), "body": msgspec.Raw(request.body)}
 
 
 def requests_of(translation: Translation, destination: Destination, now: int = 0) -> Iterator[str]:

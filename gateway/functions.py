@@ -14,6 +14,7 @@ import importlib
 import json
 import re
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
@@ -613,6 +614,13 @@ def _split(text: object, separator: object) -> object:
     if not between:
         raise EvaluationError("`split` argument 2: the separator is empty")
     return subject.split(between)
+
+
+@_function(
+    "base64(text) -> string", "In Base64, as Basic authentication wants it.", "base64('user:key')", "dXNlcjprZXk="
+)
+def _base64(text: object) -> object:
+    return None if text is None else b64encode(_text("base64", 1, text).encode()).decode()
 
 
 @_function("sha256(text) -> string", "SHA-256 of the text, in hex.", "sha256('')", hashlib.sha256().hexdigest())

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from gateway.destinations import Destination, compile_destination, inherited
+from gateway.destinations import Destination, DestinationSpec, compile_destination, inherited
 from gateway.documents import Diagnostic, Document, MappingErrors, Variables, parse, shape, yaml_files
 from gateway.identity import PROFILES, Profile
 from gateway.sources import Source, compile_source
@@ -87,6 +87,18 @@ def load_mappings(path: Path, variables: Variables, senders: Variables | None = 
     profiles = {profile.name: profile for profile in [PROFILES["default"], *(made.profile for made in on.values())]}
     off = {name: made for name, made in destinations.items() if name not in on}
     return Mappings(sources, on, off, tuple(profiles.values()))
+
+
+def switches(path: Path) -> frozenset[str]:
+    """Return the settings that turn the destinations of a folder on."""
+    found: set[str] = set()
+    for document in _by_name(path / "destinations").values():
+        try:
+            spec = shape(document, DestinationSpec)
+        except MappingErrors:
+            continue
+        found.update(spec.enabled_by)
+    return frozenset(found)
 
 
 def _by_name(folder: Path) -> dict[str, Document]:

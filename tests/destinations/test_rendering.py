@@ -10,13 +10,24 @@ from msgspec import structs
 
 from gateway.deliveries import State
 from gateway.delivery import DeliveryLoop, HttpSender
-from gateway.destinations import Destination, Response, Unrenderable, compile_destination, judge, pack, render
+from gateway.destinations import (
+    Destination,
+    Outcome,
+    Response,
+    Unrenderable,
+    compile_destination,
+    judge,
+    pack,
+    render,
+    route,
+)
 from gateway.documents import MappingErrors, parse
 from gateway.events import Event, ProductIds, Visitor
 from gateway.money import Money
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
-from tests.destinations.test_collectors import NOW, SEALER, acceptance
+from tests.destinations.fakes import NOW
+from tests.destinations.test_collectors import SEALER, acceptance
 from tests.promises.collector import Collector
 
 HEAD = """
@@ -169,3 +180,76 @@ def test_a_secret_is_in_no_print_of_a_destination_or_a_request() -> None:
 def test_an_endpoint_that_is_no_url_is_told() -> None:
     with pytest.raises(MappingErrors, match=r"4:11: error: the endpoint is no http\(s\) URL"):
         destination(PLAIN, "sink.example")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_wrong_key_or_a_quota_parks(status: int) -> None:
+    assert judge(Response(status), destination(PLAIN), 1) == [Outcome(State.PARKED, f"http_{status}")]
+
+
+REJECTING = f"{BATCH}success: status == `200` || body.imported != `null`\nrejected: body.failed[].index\n"
+
+
+def test_of_a_batch_only_the_refused_die_if_the_others_were_taken() -> None:
+    outcomes = judge(Response(400, body=b'{"imported": 2, "failed": [{"index": 1}]}'), destination(REJECTING), 3)
+    assert [each.state for each in outcomes] == [State.SENT, State.DEAD, State.SENT]
+
+
+def test_of_a_batch_the_others_go_again_if_none_was_taken() -> None:
+    outcomes = judge(Response(400, body=b'{"failed": [{"index": 0}]}'), destination(REJECTING), 2)
+    assert [(each.state, each.own) for each in outcomes] == [(State.DEAD, True), (State.DUE, True)]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"failed": "no"}', b'{"failed": []}', b'{"failed": 5}'])
+def test_an_answer_of_another_shape_is_judged_by_its_status(body: bytes) -> None:
+    assert [each.state for each in judge(Response(500, body=body), destination(REJECTING), 2)] == [State.DUE] * 2
+
+
+def test_no_answer_is_uncertain_only_if_the_request_was_sent() -> None:
+    for uncertain in (True, False):
+        (outcome,) = judge(Response(0, error="timeout", uncertain=uncertain), destination(PLAIN), 1)
+        assert (outcome.state, outcome.uncertain) == (State.DUE, uncertain)
+
+
+@pytest.mark.parametrize(
+    ("keys", "skip"),
+    [
+        ("only: {events: [purchase]}", None),
+        ("only: {events: ['pur*']}", None),
+        ("only: {events: [refund]}", "not_routed"),
+        ("only: {sources: [shopify]}", "not_routed"),
+        ("only: {sources: [stripe], accounts: [acct_1]}", "not_routed"),
+        ("except: {events: [purchase]}", "not_routed"),
+        ("except: {events: [purchase], sources: [shopify]}", None),
+        ("kinds: [identify]", "not_routed"),
+        ("when: properties.consent", "no_consent"),
+        ("when: length(properties.order_id)", "no_consent"),
+        ("when: properties.consent != `false`", None),
+        ("test_events: only", "not_routed"),
+        ("test_events: skip", None),
+    ],
+)
+def test_events_are_routed_by_name_source_account_and_consent(keys: str, skip: str | None) -> None:
+    purchase = structs.replace(event(1), name="purchase", source="stripe", account="", properties={"order_id": 7})
+    assert route(purchase, destination(f"{PLAIN}{keys}\n"), forward_tests=False) == skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "forward", "skip"),
+    [
+        ("", False, "test_event"),
+        ("", True, None),
+        ("test_events: forward", False, None),
+        ("test_events: skip", True, "test_event"),
+        ("test_events: only", False, None),
+    ],
+)
+def test_a_destination_has_its_own_word_on_tests(keys: str, forward: bool, skip: str | None) -> None:
+    made = structs.replace(event(1), test=True)
+    assert route(made, destination(f"{PLAIN}{keys}\n"), forward_tests=forward) == skip
+
+
+def test_a_kind_has_an_endpoint_of_its_own() -> None:
+    to = destination(f"{PLAIN}endpoints: {{identify: 'https://collector.example/identify'}}\n")
+    urls = {kind: pack([rendered(event(1), to)], to, "id", 0, kind).url for kind in ("track", "identify")}
+    assert urls["identify"] == "https://collector.example/identify" != urls["track"]

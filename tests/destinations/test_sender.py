@@ -120,7 +120,7 @@ async def test_a_2xx_is_sent_whatever_its_body(answer: bytes, expected: str) -> 
 async def test_no_answer_is_told_and_tried_again(answer: bytes, error: str) -> None:
     async with serving(saying(answer)) as url:
         response = await sent_to(url)
-    assert response == Response(0, error=error)
+    assert response == Response(0, error=error, uncertain=True)  # it may have counted before it broke off
     assert verdict(response) == (State.DUE, error)
 
 

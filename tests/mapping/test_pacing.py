@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.pacing import FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER, backoff, retry_after
+from gateway.pacing import FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER, Pace, backoff, retry_after
 
 NOW = 1_800_000_000_000
 
@@ -86,3 +86,67 @@ PIECES = [
 @example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0)
 def test_no_text_breaks_it_or_asks_for_too_much(value: str, now: int) -> None:
     assert 0 <= retry_after(value, now) <= LONGEST_RETRY_AFTER
+
+
+def paced(most: int = 8, per_second: float = 0) -> Pace:
+    return Pace(most, per_second, 0)
+
+
+def test_a_destination_that_is_well_gets_more_at_a_time_up_to_its_limit() -> None:
+    pace = paced(4)
+    assert pace.room(0, 0) == 2
+    for _ in range(20):
+        pace.answered(200, 0)
+    assert (pace.room(0, 0), pace.room(3, 0), pace.room(9, 0)) == (4, 1, 0)
+
+
+@pytest.mark.parametrize("status", [0, 429, 503])
+def test_one_that_is_overwhelmed_gets_half(status: int) -> None:
+    pace = paced(8)
+    for _ in range(60):
+        pace.answered(200, 0)
+    pace.answered(status, 0)
+    assert pace.room(0, 0) == 4
+
+
+def test_after_five_failures_it_rests_and_then_one_request_tries() -> None:
+    pace = paced()
+    for _ in range(5):
+        pace.answered(500, 1_000)
+    assert (pace.room(0, 1_000), pace.pause(1_000)) == (0, 10_000)
+    assert (pace.room(0, 11_000), pace.room(1, 11_000)) == (1, 0)
+    pace.answered(500, 11_000)
+    assert pace.pause(11_000) == 20_000
+    for _ in range(20):
+        pace.answered(0, 11_000)
+    assert pace.pause(11_000) == 300_000
+    pace.answered(200, 311_000)
+    assert pace.room(0, 311_000) >= 1
+
+
+def test_answers_that_are_no_failure_of_its_own_let_it_go_on() -> None:
+    pace = paced()
+    for _ in range(50):
+        pace.answered(400, 0)
+        pace.answered(429, 0)
+    assert pace.room(0, 0) >= 1
+
+
+def test_a_rate_is_kept_over_any_second() -> None:
+    pace = paced(100, per_second=5)
+    pace.limit = 100
+    began, now = 0, 0
+    while now < 10_000:
+        room = pace.room(0, now)
+        pace.began(room, now)
+        began += room
+        now += 10
+    assert began == pytest.approx(5 * 10 + 5, abs=1)
+
+
+@pytest.mark.parametrize("per_second", [0.1, 1, 50])
+def test_it_says_how_long_until_there_is_room(per_second: float) -> None:
+    pace = paced(8, per_second)
+    pace.began(max(1, int(per_second)), 0)
+    wait = pace.pause(0)
+    assert (pace.room(0, wait - 2), pace.room(0, wait)) == (0, 1)

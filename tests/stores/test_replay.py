@@ -22,13 +22,20 @@ from tests.stores.reports import (
 )
 
 
-@pytest.mark.parametrize("outcome", [State.SENT, State.PARKED, State.DUE])
+@pytest.mark.parametrize("outcome", [State.SENT, State.DUE])
 async def test_what_was_sent_or_is_pending_stays_as_it_is(store: Store, outcome: State) -> None:
     (number,) = await accept(store, simple("a"))
     await settle(store, outcome, due_at=NOW + DAY)
     before = await store.deliveries(number)
     receipt = await store.replay(number, simple("a"), NOW + MINUTE)
     assert (await store.deliveries(number), receipt.due) == (before, frozenset())
+
+
+async def test_what_is_parked_starts_again(store: Store) -> None:
+    (number,) = await accept(store, simple("a"))
+    await settle(store, State.PARKED, due_at=NOW + DAY)
+    receipt = await store.replay(number, simple("a"), NOW + MINUTE)
+    assert (await states(store, number), receipt.due) == ([DUE], frozenset({"sink"}))
 
 
 async def test_what_is_leased_stays_with_its_holder(store: Store) -> None:

@@ -36,7 +36,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monk
     await SqliteStore.open(path, FINGERPRINT).close()
     script = "CREATE TABLE later (x INTEGER); CREATE TABLE webhook (x INTEGER);"
     monkeypatch.setattr("gateway.store.sqlite.MIGRATIONS", (*MIGRATIONS, script))
-    with pytest.raises(sqlite3.OperationalError, match="webhook already exists"):
+    with pytest.raises(StoreMismatch, match="webhook already exists"):
         SqliteStore.open(path, FINGERPRINT)
     monkeypatch.undo()
     store = SqliteStore.open(path, FINGERPRINT)

@@ -44,6 +44,8 @@ USER_AGENT = f"gateway/{__version__}"
 LEASE = 60_000
 DEADLINE = 15.0
 """Seconds from the first byte sent to the last byte read."""
+UNSETTLED = 4
+"""Requests whose outcome may be on its way to the disk, in times the concurrency."""
 NEVER = 1 << 62
 """When a delivery is due that waits for somebody to decide."""
 IDLE = 1.0
@@ -169,6 +171,7 @@ class DeliveryLoop:
         self._called = asyncio.Event()
         self._stopping = False
         self._sending: set[asyncio.Task[None]] = set()
+        self._unanswered = 0
 
     def wake(self) -> None:
         """Say that there may be work."""
@@ -197,6 +200,7 @@ class DeliveryLoop:
     async def step(self) -> int:
         """Deliver what is due now; return how much that was. For whoever drives the loop by hand."""
         leases, _ = await self._lease(self._destination(), self._destination().concurrency)
+        self._unanswered += 1
         await self._deliver(leases)
         return len(leases)
 
@@ -204,12 +208,14 @@ class DeliveryLoop:
         """Begin to send as much as there is room for; return how many seconds to idle after that."""
         destination = self._destination()
         now = self._clock()
-        room = self.pace.room(len(self._sending), now)
-        if room <= 0:
+        # What is answered makes room at once, though its outcome is still on its way to the disk.
+        room = self.pace.room(self._unanswered, now)
+        if room <= 0 or len(self._sending) > UNSETTLED * destination.concurrency:
             return min(IDLE, self.pace.pause(now) / 1000) or IDLE
         leases, next_due = await self._lease(destination, room)
         self.pace.began(-(-len(leases) // destination.max_events), now)
         for start in range(0, len(leases), destination.max_events):
+            self._unanswered += 1
             task = asyncio.create_task(self._deliver(leases[start : start + destination.max_events]))
             self._sending.add(task)
             task.add_done_callback(self._sent)
@@ -238,6 +244,20 @@ class DeliveryLoop:
     async def _deliver(self, leases: Sequence[Lease]) -> None:
         destination = self._destination()
         settlements: list[Settlement] = []
+        try:
+            for batch in await self._prepared(leases, destination):
+                if settlements:
+                    await self._settle(settlements)
+                settlements = await self._try(batch, destination)
+        finally:
+            self._unanswered -= 1
+            self._called.set()
+        if settlements:
+            await self._settle(settlements)
+
+    async def _prepared(self, leases: Sequence[Lease], destination: Destination) -> list[list[_Item]]:
+        """Return what is to be sent, request by request; settle what needs no request."""
+        settlements: list[Settlement] = []
         items: list[_Item] = []
         opened: list[tuple[Lease, Event]] = []
         for lease in leases:
@@ -256,8 +276,7 @@ class DeliveryLoop:
                 settlements.append(prepared)
         if settlements:
             await self._settle(settlements)
-        for batch in _batches(items, destination):
-            await self._settle(await self._try(batch, destination))
+        return list(_batches(items, destination))
 
     async def _resolved(self, opened: Sequence[tuple[Lease, Event]]) -> list[tuple[Lease, Event]]:
         """Find the visitors of events that were not linked when they came, but may be by now; and learn from it."""

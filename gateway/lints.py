@@ -69,6 +69,8 @@ def lint(
         found += [document.diagnostic(expression.place, message, hint, at) for at, message, hint in findings]
     for index, rule in enumerate(spec.rules):
         found += [document.diagnostic(*each) for each in _rule_faults(rule, ("rules", index))]
+    if types:
+        found += [document.diagnostic(*each) for each in _unknown_types(spec.rules, types)]
     found += [document.diagnostic(*each) for each in _shadows(document, spec.rules)]
     return sorted(set(found), key=lambda each: (each.line, each.column, each.message))
 
@@ -381,10 +383,33 @@ def _rule_faults(rule: RuleSpec, place: Place) -> Iterator[_Fault]:
         if not rule.once:
             hint = "give the keys of the payment, such as its id, so that each payment counts once"
             yield where, f"a `{rule.emit}` without `once` counts every report of it", hint
+        value = rule.properties.get("value")
+        if isinstance(value, str) and not _makes_money(value):
+            hint = "write money(amount, currency) for major units, money_minor(amount, currency) for minor ones"
+            message = f"the `value` of a `{rule.emit}` is no money: {_DECIMALS_UNKNOWN}"
+            yield (*place, "properties", "value"), message, hint
         missing = [name for name in ("value", "currency") if rule.properties.get(name) is None]
         if missing:
             names = " and ".join(f"`{name}`" for name in missing)
             yield where, f"a `{rule.emit}` without {names} in its properties says nothing of the money", None
+
+
+def _unknown_types(rules: Sequence[RuleSpec], types: Sequence[str]) -> Iterator[_Fault]:
+    """Yield the types that no sample has, and that are a slip away from one that no rule is for."""
+    idle = [type for type in types if not any(_matches(rule, [type]) for rule in rules)]
+    for index, rule in enumerate(rules):
+        for type in _types(rule):
+            meant = next((each for each in idle if type not in types and _is_slip(type, each)), None)
+            if "*" not in type and meant is not None:
+                message = f"no sample has the type `{type}`, and no rule is for `{meant}`"
+                yield ("rules", index, "on"), message, f"did you mean `{meant}`?"
+
+
+_DECIMALS_UNKNOWN = "nobody can tell whether it is in major or in minor units"
+
+
+def _makes_money(expression: str) -> bool:
+    return "money(" in expression or "money_minor(" in expression
 
 
 def _shadows(document: Document, rules: Sequence[RuleSpec]) -> Iterator[_Fault]:

@@ -5,7 +5,7 @@ functions. `read` turns a request into a `Webhook`.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Annotated
 
@@ -266,7 +266,10 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
         person=compiled["person",],
         browser_subjects=frozenset(name for name, each in subjects.items() if each.browser),
         subject_names=tuple(subjects),
-        rules=tuple(_rule(rule, index, wait_for_link, compiled) for index, rule in enumerate(spec.rules)),
+        rules=tuple(
+            _rule(rule, name, index, wait_for_link, compiled)
+            for index, (rule, name) in enumerate(zip(spec.rules, _names(spec.rules), strict=True))
+        ),
         currencies=spec.currencies,
         tables=spec.tables,
         spec=spec,
@@ -286,11 +289,10 @@ def _keys(node: object) -> object:
     return node if isinstance(node, list) or node is None else [node]
 
 
-def _rule(spec: RuleSpec, index: int, wait_for_link: int, compiled: Mapping[Place, Evaluate]) -> Rule:
-    on = _types(spec)
+def _rule(spec: RuleSpec, name: str, index: int, wait_for_link: int, compiled: Mapping[Place, Evaluate]) -> Rule:
     return Rule(
-        name=spec.name or f"{spec.emit or 'claim'} on {', '.join(on)}",
-        on=on,
+        name=name,
+        on=_types(spec),
         emit=spec.emit,
         kind=spec.kind,
         **{key: compiled["rules", index, key] for key in RULE_TEMPLATES},
@@ -298,6 +300,15 @@ def _rule(spec: RuleSpec, index: int, wait_for_link: int, compiled: Mapping[Plac
         wait_for_link=duration(spec.wait_for_link) if spec.wait_for_link else wait_for_link,
         allow_pii=spec.allow_pii,
     )
+
+
+def _names(rules: Sequence[RuleSpec]) -> list[str]:
+    """Return what skips, errors and tests call each rule: its name, or one that no other rule has."""
+    names: list[str] = []
+    for number, spec in enumerate(rules, 1):
+        made = f"{spec.emit or 'claim'} on {', '.join(_types(spec))}"
+        names.append(spec.name or (made if made not in names else f"{made} (rule {number})"))
+    return names
 
 
 def _types(spec: RuleSpec) -> tuple[str, ...]:

@@ -96,6 +96,21 @@ def test_a_rule_without_a_sample_is_no_mistake(file: Path) -> None:
         assert told == [], kept
 
 
+def test_a_type_that_no_sample_has_is_told_if_it_is_nearly_one_that_no_rule_is_for() -> None:
+    text = rule("id").replace('"on": "a"', '"on": "order.complete"')
+    document = parse(text, "f")
+    told = lint(document, shape(document, SourceSpec), SAMPLES[:1], ["order.completed"])
+    assert [each.hint for each in told] == ["did you mean `order.completed`?"]
+    assert lint(document, shape(document, SourceSpec), SAMPLES[:1], ["refund.created"]) == []
+
+
+def test_a_value_that_is_no_money_is_told() -> None:
+    text = rule("id").replace('"emit": "b"', '"emit": "purchase", "once": "id"')
+    for value, told in {"amount": 1, "money_minor(amount, currency)": 0, "money(price, currency)": 0}.items():
+        changed = text.replace('{"p": "id"}', json.dumps({"value": value, "currency": "currency"}))
+        assert len(found(changed, SAMPLES)) == told
+
+
 def test_without_samples_no_name_is_judged() -> None:
     assert found((Path(__file__).parent / "lints" / "unknown-path.yaml").read_text(), []) == []
     assert found((Path(__file__).parent / "lints" / "compared-word.yaml").read_text(), [["a list"]]) == []

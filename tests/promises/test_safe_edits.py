@@ -117,6 +117,48 @@ def test_a_destination_comes_and_goes_with_its_file(edited: Edited, collector: C
     ]
 
 
+def test_a_folder_that_is_replaced_as_a_whole_is_read_again(edited: Edited, collector: Collector) -> None:
+    app = create_app(load_settings(edited.served.environment), edited.served.now, watch=True)
+    folder = edited.file.parents[1]
+    with running(app) as edited.served.url:
+        assert edited.emitted(collector) == "refund"
+        folder.rename(folder.with_name("before"))
+        copytree(bundled(), folder.with_name("after"))
+        (folder.with_name("after") / "sources/stripe.yaml").write_text(edited.text.replace(*RENAMED))
+        folder.with_name("after").rename(folder)
+        deadline = time.monotonic() + WITHIN
+        while edited.emitted(collector) != "money_back":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_secret_that_cannot_be_read_ends_no_reload(edited: Edited, collector: Collector, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(edited.served.environment.pop("STRIPE_WEBHOOK_SECRET"))
+    edited.served.environment["STRIPE_WEBHOOK_SECRET_FILE"] = str(secret)
+    app = create_app(load_settings(edited.served.environment), edited.served.now)
+    with running(app) as edited.served.url:
+        kept = secret.read_text()
+        secret.unlink()
+        app.state.mappings.ask()
+        assert "STRIPE_WEBHOOK_SECRET" in edited.until(lambda told: told != "ok")
+        assert edited.emitted(collector) == "refund"
+        secret.write_text(kept)
+        app.state.mappings.ask()
+        edited.until(lambda told: told == "ok")
+        assert edited.emitted(collector) == "refund"
+
+
+def test_a_folder_without_sources_is_refused(edited: Edited, collector: Collector) -> None:
+    app = create_app(load_settings(edited.served.environment), edited.served.now)
+    with running(app) as edited.served.url:
+        for file in edited.file.parent.iterdir():
+            file.unlink()
+        app.state.mappings.ask()
+        assert "there is no source in this folder" in edited.until(lambda told: told != "ok")
+        assert edited.emitted(collector) == "refund"
+
+
 def test_sighup_has_the_mappings_read_again(edited: Edited) -> None:
     command = [sys.executable, "-m", "gateway", "serve", "--port", "0"]
     environment = {**os.environ, **edited.served.environment}

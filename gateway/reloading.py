@@ -92,7 +92,7 @@ class MappingsInForce:
             return False
         except Exception as error:  # a secret's file that cannot be read, say: whatever it is, it must not end this
             self.problem = f"{type(error).__name__}: {error}"
-            _LOG.exception("mappings_refused")
+            _LOG.error("mappings_refused", error=self.problem)
             return False
         self.problem = None
         self.current = mappings

@@ -8,13 +8,15 @@ import structlog
 
 def configure_logs(*, json: bool, quiet: bool = False) -> None:
     """Write the process's log to stderr, as JSON for machines or as lines for people; `quiet` leaves only errors."""
-    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Tracebacks without the frames' variables, here and below: those hold payloads.
+    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if json:
-        # Tracebacks without the frames' variables: those hold payloads.
         processors.append(structlog.processors.ExceptionRenderer())
         renderer = structlog.processors.JSONRenderer()
     structlog.configure(

@@ -8,4 +8,4 @@ settings.register_profile("gateway", deadline=None, suppress_health_check=[Healt
 settings.load_profile("gateway")
 
 # Logs of gateways that run inside the tests go nowhere: the command line's own output is what is compared.
-structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+structlog.configure([structlog.processors.JSONRenderer(default=repr)], logger_factory=structlog.ReturnLoggerFactory())

@@ -119,10 +119,12 @@ def compile_projection(templates: Sequence[object], functions: Mapping[str, Func
     Each gives what `compile_template` gives over the whole document. What none of them reads is skipped, not decoded:
     it may hold what JSON allows and Python does not, such as a number without end.
     """
-    plan = _Plan(functions)
-    trees = [plan.read(each, ()) for each in templates]
-    if plan.errors:
-        raise plan.errors[0]
+    trees: list[_Node] = []
+    for each in templates:
+        plan = _Plan(functions)  # one each: the limit on nodes is a template's
+        trees.append(plan.read(each, ()))
+        if plan.errors:
+            raise plan.errors[0]
     root = _Shape()
     for tree in trees:
         _Writer(functions, root).write(tree)

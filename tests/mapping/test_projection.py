@@ -87,3 +87,9 @@ def test_what_is_no_json_is_refused_wherever_it_is_broken(body: bytes) -> None:
 def test_a_document_nested_without_end_is_refused() -> None:
     with pytest.raises((RecursionError, msgspec.DecodeError)):
         compile_projection(["id"]).decode(b'{"x":' * 100_000 + b"1" + b"}" * 100_000)
+
+
+def test_a_mapping_may_have_a_thousand_rules() -> None:
+    templates: list[object] = [{"id": "id", "number": number, "of": f"items[{number}].id"} for number in range(5_000)]
+    projection = compile_projection(templates)
+    assert projection.compiled[7](projection.decode(b'{"id": 1, "items": []}')) == {"id": 1, "number": 7}

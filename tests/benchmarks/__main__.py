@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.signatures import Scheme, VerifySpec, compile_verification, sign, verify
-from tests.benchmarks import mapping
+from tests.benchmarks import delivery, mapping
 from tests.benchmarks.documents import session
 from tests.benchmarks.load import Result, load, post
 from tests.benchmarks.servers import SECRET
@@ -106,4 +106,5 @@ def verification() -> None:
 if __name__ == "__main__":
     verification()
     ingest()
-    mapping.main()  # last, as it pins this process to one core
+    delivery.main()  # from here on this process is pinned to one core
+    mapping.main()

@@ -8,6 +8,7 @@ A crash between sending and settling sends again, under the same idempotency key
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
@@ -44,6 +45,10 @@ USER_AGENT = f"gateway/{__version__}"
 LEASE = 60_000
 DEADLINE = 15.0
 """Seconds from the first byte sent to the last byte read."""
+MARGIN = 20_000
+"""How long before its lease ends the last request of a lease may begin, in ms: a request's deadline, and to settle."""
+SPLIT_ON = frozenset({400, 413, 422})
+"""Refusals that may be for the sake of one event of a batch: its halves find out which."""
 UNSETTLED = 4
 """Requests whose outcome may be on its way to the disk, in times the concurrency."""
 NEVER = 1 << 62
@@ -244,11 +249,18 @@ class DeliveryLoop:
     async def _deliver(self, leases: Sequence[Lease]) -> None:
         destination = self._destination()
         settlements: list[Settlement] = []
+        last_start = self._clock() + LEASE - MARGIN  # what begins later could outlive the lease, and be sent twice
         try:
-            for batch in await self._prepared(leases, destination):
+            batches: deque[Sequence[_Item]] = deque(await self._prepared(leases, destination))
+            while batches:
                 if settlements:
                     await self._settle(settlements)
-                settlements = await self._try(batch, destination)
+                batch = batches.popleft()
+                if self._clock() > last_start:
+                    settlements = [self._returned(item) for item in batch]
+                    continue
+                settlements, halves = await self._try(batch, destination)
+                batches.extendleft(reversed(halves))
         finally:
             self._unanswered -= 1
             self._called.set()
@@ -314,7 +326,15 @@ class DeliveryLoop:
             return Settlement(lease, State.SKIPPED, rendered)
         return _Item(lease, event, rendered)
 
-    async def _try(self, batch: Sequence[_Item], destination: Destination) -> list[Settlement]:
+    def _returned(self, item: _Item) -> Settlement:
+        """Give an event back that there was no time for: it is due at once, as it may have been sent before."""
+        rendered = item.lease.rendered or self._sealer.seal(item.rendered, b"rendered")
+        return Settlement(item.lease, State.DUE, None, self._clock(), None, rendered)
+
+    async def _try(
+        self, batch: Sequence[_Item], destination: Destination
+    ) -> tuple[list[Settlement], list[Sequence[_Item]]]:
+        """Send a batch; return what becomes of it, or the halves to send instead of one that was refused whole."""
         started = self._clock()
         kind = batch[0].event.kind
         try:
@@ -322,19 +342,19 @@ class DeliveryLoop:
         except (EvaluationError, msgspec.MsgspecError, ValueError) as error:
             reason = f"unrenderable: the request cannot be written ({type(error).__name__})"
             _LOG.error("delivery_dead", destination=self.name, number=len(batch), reason=reason)
-            return [Settlement(item.lease, State.DEAD, reason) for item in batch]
+            return [Settlement(item.lease, State.DEAD, reason) for item in batch], []
         response = await self._sender.send(request)
         ended = self._clock()
         self.pace.answered(response.status, ended)
         outcomes = judge(response, destination, len(batch))
-        if len(batch) > 1 and all(each.state == State.DEAD and not each.own for each in outcomes):
-            # Refused whole, for the sake of one perhaps: halves find out which.
+        refused = all(each.state == State.DEAD and not each.own for each in outcomes)
+        if refused and len(batch) > 1 and response.status in SPLIT_ON:
             middle = len(batch) // 2
-            return [*await self._try(batch[:middle], destination), *await self._try(batch[middle:], destination)]
+            return [], [batch[:middle], batch[middle:]]
         return [
             self._settlement(item, outcome, response, destination, started, ended)
             for item, outcome in zip(batch, outcomes, strict=True)
-        ]
+        ], []
 
     def _settlement(
         self, item: _Item, outcome: Outcome, response: Response, destination: Destination, started: int, ended: int

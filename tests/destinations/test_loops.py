@@ -76,6 +76,42 @@ async def test_a_batch_that_is_refused_whole_is_split_until_the_bad_ones_are_alo
     assert states == [State.DEAD if f"event_{number}" in bad else State.SENT for number in range(1, 9)]
 
 
+async def test_a_wrong_address_is_no_reason_to_split(turned: Turned) -> None:
+    requests: list[Any] = []
+
+    def answer(body: Any) -> int:
+        requests.append(body)
+        return 404
+
+    with running(answering(answer)) as url:
+        to = structs.replace(destination(BATCH, f"{url}/sink"), max_bytes=10_000, max_events=8)
+        await turned.accept(to, 8)
+        states = {each.state for each in await turned.step(to)}
+    assert (states, len(requests)) == ({State.DEAD}, 1)
+
+
+async def test_a_slow_split_gives_back_what_it_has_no_time_for_and_sends_nothing_twice(turned: Turned) -> None:
+    taken: list[str] = []
+
+    def answer(body: Any) -> int:
+        turned.now += 12_000  # a lease lasts a minute
+        names = [each["name"] for each in body["events"]]
+        if "event_5" in names:
+            return 400
+        taken.extend(names)
+        return 200
+
+    with running(answering(answer)) as url:
+        to = structs.replace(destination(BATCH, f"{url}/sink"), max_bytes=10_000, max_events=8)
+        await turned.accept(to, 8)
+        first = [each.state for each in await turned.step(to)]
+        for _ in range(4):
+            deliveries = await turned.step(to)
+    assert State.DUE in first
+    assert [each.state for each in deliveries] == [State.SENT] * 4 + [State.DEAD] + [State.SENT] * 3
+    assert sorted(taken) == sorted(f"event_{number}" for number in range(1, 9) if number != 5)
+
+
 async def test_a_quota_parks_and_is_asked_again_however_long_it_takes(turned: Turned) -> None:
     answers = [402, 402, 402, 200]
     with running(answering(lambda _: answers.pop(0))) as url:

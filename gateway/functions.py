@@ -10,16 +10,13 @@ form here runs in the package itself. `MAPPING` adds the gateway's. Three rules 
 
 import hashlib
 import hmac
-import importlib
 import json
 import re
 import uuid
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
-from functools import lru_cache
-from math import prod
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -28,6 +25,7 @@ from jmespath.exceptions import JMESPathTypeError
 from jmespath.functions import TYPES_MAP, Functions
 
 from gateway.money import EXACT, EXPONENTS, Money, exact, money, money_minor, to_minor
+from gateway.patterns import MAX_SUBJECT, bounded
 
 Call = TypeVar("Call", bound=Callable[..., object])
 
@@ -662,25 +660,7 @@ def _namespace(text: str) -> uuid.UUID:
         return uuid.uuid5(NAMESPACE, text)
 
 
-# Patterns. Python's `re` backtracks, and subjects come from strangers. So a pattern's worst case is
-# computed before it runs: each repetition and alternative multiplies the ways to try by its choices.
-
-MAX_PATTERN = 200
-MAX_SUBJECT = 1_000
-_MAX_WAYS = 20_000_000  # measured: at most 0.7 s, for repeated groups; 0.05 s for repeated characters
-_MAX_CHOICES = 64
-_SYNTAX = importlib.import_module("re._parser")
-_UNLIMITED = int(_SYNTAX.MAXREPEAT)
-
-
-class _Pattern(msgspec.Struct, frozen=True):
-    compiled: re.Pattern[str]
-    choices: tuple[int, ...]
-    anchored: bool
-
-    def ways(self, length: int) -> int:
-        starts = 1 if self.anchored else length + 1
-        return starts * prod(min(choice, length + 1) for choice in self.choices)
+# Patterns.
 
 
 @_function(
@@ -726,72 +706,11 @@ def _regex_replace(text: object, pattern: object, replacement: object) -> object
 def _pattern(name: str, pattern: object, length: int) -> re.Pattern[str]:
     if length > MAX_SUBJECT:
         raise EvaluationError(f"`{name}` argument 1: longer than {MAX_SUBJECT} characters")
-    known = _analysed(_text(name, 2, pattern))
-    if isinstance(known, str):
-        raise EvaluationError(f"`{name}` argument 2: {known}")
-    if known.ways(length) > _MAX_WAYS:
-        raise EvaluationError(f"`{name}` argument 2: has too many repetitions or alternatives for so long a text")
-    return known.compiled
-
-
-@lru_cache(maxsize=512)
-def _analysed(pattern: str) -> _Pattern | str:
-    """Return the pattern with its choices, or what is wrong with it."""
-    if len(pattern) > MAX_PATTERN:
-        return f"a pattern has at most {MAX_PATTERN} characters"
     try:
-        compiled = re.compile(pattern)
-        tree = _SYNTAX.parse(pattern)
-        choices = tuple(_choices(tree))
-    except _EndlessPatternError as error:
-        return str(error)
-    except (re.error, OverflowError, RecursionError):
-        return "not a valid pattern"
-    return _Pattern(compiled, choices, _is_anchored(tree, compiled.flags))
-
-
-class _EndlessPatternError(Exception):
-    """The pattern could backtrack without end."""
-
-
-def _choices(tree: Any) -> list[int]:
-    found = [choice for operation, argument in tree for choice in _choices_of(str(operation), argument)]
-    if len(found) > _MAX_CHOICES:
-        raise _EndlessPatternError("too many repetitions or alternatives")
-    return found
-
-
-def _choices_of(operation: str, argument: Any) -> list[int]:
-    if operation in {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}:
-        return _choices_of_repeat(*argument)
-    if operation == "BRANCH":
-        branches = [_choices(branch) for branch in argument[1]]
-        return [len(branches), *max(branches, key=lambda each: prod(min(c, MAX_SUBJECT) for c in each))]
-    if operation.startswith("GROUPREF"):
-        raise _EndlessPatternError("a pattern cannot refer back to a group")
-    if operation in {"SUBPATTERN", "ASSERT", "ASSERT_NOT", "ATOMIC_GROUP"}:
-        return _choices(argument[-1] if isinstance(argument, tuple) else argument)
-    return []
-
-
-def _choices_of_repeat(least: int, most: int, body: Any) -> list[int]:
-    inner = _choices(body)
-    if most > 1 and _UNLIMITED in inner:
-        raise _EndlessPatternError("a repetition inside a repetition could take for ever")
-    if most == _UNLIMITED:
-        if inner:
-            raise _EndlessPatternError("choices inside an unlimited repetition could take for ever")
-        return [_UNLIMITED]
-    times = min(most, _MAX_CHOICES + 1) if inner else 0
-    return inner * times + ([most - least + 1] if most > least else [])
-
-
-def _is_anchored(tree: Any, flags: int) -> bool:
-    first: Iterator[tuple[object, object]] = iter(tree)
-    operation, position = next(first, (None, None))
-    if str(operation) != "AT" or flags & re.MULTILINE:
-        return False
-    return str(position) in {"AT_BEGINNING", "AT_BEGINNING_STRING"}
+        return bounded(_text(name, 2, pattern), length)
+    except ValueError as error:
+        message = f"`{name}` argument 2: {error}"
+    raise EvaluationError(message)
 
 
 MAPPING: Mapping[str, Function] = MappingProxyType({**STANDARD, **_own})

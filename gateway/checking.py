@@ -5,24 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from gateway.documents import Diagnostic, MappingErrors, Variables, yaml_files
 from gateway.lints import lint
 from gateway.mapping_tests import load_tests
 from gateway.mappings import load_mappings, read_document, sample_headers
 from gateway.sources import MalformedWebhook, Source, compile_source, read_verified
-
-
-class Finding(Struct, frozen=True):
-    """A diagnostic as `--format json` writes it. `line` and `column` are 1-based."""
-
-    file: str
-    line: int
-    column: int
-    severity: str
-    message: str
-    hint: str | None
 
 
 def mistakes(path: Path, variables: Variables) -> list[Diagnostic]:
@@ -93,16 +81,9 @@ def pictured(diagnostic: Diagnostic) -> str:
     return "\n".join(parts)
 
 
-def finding(diagnostic: Diagnostic) -> Finding:
-    """Return a diagnostic as editors and CI read it."""
-    return Finding(
-        file=diagnostic.file,
-        line=diagnostic.line,
-        column=diagnostic.column,
-        severity="error",
-        message=diagnostic.message,
-        hint=diagnostic.hint,
-    )
+def finding(diagnostic: Diagnostic) -> dict[str, object]:
+    """Return a diagnostic as editors and CI read it. `line` and `column` are 1-based."""
+    return {**msgspec.structs.asdict(diagnostic), "severity": "error"}
 
 
 def types_of(source: Source) -> list[str]:

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from fnmatch import fnmatchcase
 from itertools import combinations, takewhile
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from jmespath.lexer import Lexer
 from jmespath.parser import Parser
 
 from gateway.documents import Diagnostic, Document, Place, duration, suggest
-from gateway.sources import RuleSpec, SourceSpec, SubjectSpec
+from gateway.sources import RuleSpec, SourceSpec, SubjectSpec, matches, rule_types
 
 _Node = Mapping[str, Any]
 
@@ -58,7 +57,7 @@ def lint(
     fields = _Fields.of(samples, spec.tables)
     expressions = list(_expressions(spec))
     found = [document.diagnostic(*each) for each in _tables(spec, expressions)]
-    unsampled = {index for index, rule in enumerate(spec.rules) if types is not None and not _matches(rule, types)}
+    unsampled = {index for index, rule in enumerate(spec.rules) if types is not None and not _is_for(rule, types)}
     for expression in expressions:
         guess = expression.kind != "person" and expression.rule not in unsampled
         findings = [
@@ -396,9 +395,9 @@ def _rule_faults(rule: RuleSpec, place: Place) -> Iterator[_Fault]:
 
 def _unknown_types(rules: Sequence[RuleSpec], types: Sequence[str]) -> Iterator[_Fault]:
     """Yield the types that no sample has, and that are a slip away from one that no rule is for."""
-    idle = [type for type in types if not any(_matches(rule, [type]) for rule in rules)]
+    idle = [type for type in types if not any(_is_for(rule, [type]) for rule in rules)]
     for index, rule in enumerate(rules):
-        for type in _types(rule):
+        for type in rule_types(rule):
             meant = next((each for each in idle if type not in types and _is_slip(type, each)), None)
             if "*" not in type and meant is not None:
                 message = f"no sample has the type `{type}`, and no rule is for `{meant}`"
@@ -432,7 +431,7 @@ def _shadows(document: Document, rules: Sequence[RuleSpec]) -> Iterator[_Fault]:
 
 
 def _title(rule: RuleSpec) -> str:
-    return rule.name or f"{rule.emit} on {', '.join(_types(rule))}"
+    return rule.name or f"{rule.emit} on {', '.join(rule_types(rule))}"
 
 
 def _takes_all(winner: RuleSpec, loser: RuleSpec) -> bool:
@@ -440,7 +439,7 @@ def _takes_all(winner: RuleSpec, loser: RuleSpec) -> bool:
     return (
         _keys(winner.once) == _keys(loser.once)
         and _meaning(winner.when) in {_ALWAYS, _meaning(loser.when)}
-        and all(_matches(winner, [type]) for type in _types(loser))
+        and all(_is_for(winner, [type]) for type in rule_types(loser))
     )
 
 
@@ -473,21 +472,17 @@ def _hold(rule: RuleSpec) -> int:
     return duration(rule.hold) if rule.hold else 0
 
 
-def _types(rule: RuleSpec) -> list[str]:
-    return [rule.on] if isinstance(rule.on, str) else rule.on
-
-
-def _matches(rule: RuleSpec, types: Sequence[str]) -> bool:
-    return any(fnmatchcase(type, pattern) for type in types for pattern in _types(rule))
+def _is_for(rule: RuleSpec, given: Sequence[str]) -> bool:
+    return any(matches(type, pattern) for type in given for pattern in rule_types(rule))
 
 
 def _shared_type(one: RuleSpec, other: RuleSpec) -> str | None:
     """Return a type, or a pattern of types, that both rules are for."""
-    for mine in _types(one):
-        for theirs in _types(other):
-            if fnmatchcase(mine, theirs):
+    for mine in rule_types(one):
+        for theirs in rule_types(other):
+            if matches(mine, theirs):
                 return mine
-            if fnmatchcase(theirs, mine) or _cross(mine, theirs):
+            if matches(theirs, mine) or _cross(mine, theirs):
                 return theirs
     return None
 

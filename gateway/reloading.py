@@ -72,8 +72,8 @@ class MappingsInForce:
                         self._asked.set()
                     if _identity(self._path) != folder:
                         break
-            except FileNotFoundError:
-                _LOG.warning("mappings_folder_is_missing", path=str(self._path))
+            except Exception as error:  # the folder is gone for a moment, or the system has no watch to spare
+                _LOG.warning("mappings_not_watched", path=str(self._path), error=str(error))
                 await asyncio.sleep(LOOK_AGAIN / 1000)
             self._asked.set()
 

@@ -143,13 +143,14 @@ class Source(Struct):
         """Return the rules whose `on` matches a type, in the file's order."""
         rules = self._by_type.get(type)
         if rules is None:
-            rules = tuple(rule for rule in self.rules if any(_matches(type, each) for each in rule.on))
+            rules = tuple(rule for rule in self.rules if any(matches(type, each) for each in rule.on))
             if len(self._by_type) < 4096:  # types come from outside: do not let them fill the memory
                 self._by_type[type] = rules
         return rules
 
 
-def _matches(type: str, pattern: str) -> bool:
+def matches(type: str, pattern: str) -> bool:
+    """Tell whether a type is one that a rule's `on` means."""
     if "*" not in pattern:
         return type == pattern
     return fnmatch.fnmatchcase(type, pattern.replace("[", "[[]").replace("?", "[?]"))  # the language has only `*`
@@ -292,7 +293,7 @@ def _keys(node: object) -> object:
 def _rule(spec: RuleSpec, name: str, index: int, wait_for_link: int, compiled: Mapping[Place, Evaluate]) -> Rule:
     return Rule(
         name=name,
-        on=_types(spec),
+        on=rule_types(spec),
         emit=spec.emit,
         kind=spec.kind,
         **{key: compiled["rules", index, key] for key in RULE_TEMPLATES},
@@ -306,12 +307,13 @@ def _names(rules: Sequence[RuleSpec]) -> list[str]:
     """Return what skips, errors and tests call each rule: its name, or one that no other rule has."""
     names: list[str] = []
     for number, spec in enumerate(rules, 1):
-        made = f"{spec.emit or 'claim'} on {', '.join(_types(spec))}"
+        made = f"{spec.emit or 'claim'} on {', '.join(rule_types(spec))}"
         names.append(spec.name or (made if made not in names else f"{made} (rule {number})"))
     return names
 
 
-def _types(spec: RuleSpec) -> tuple[str, ...]:
+def rule_types(spec: RuleSpec) -> tuple[str, ...]:
+    """Return the types and patterns of a rule's `on`."""
     return (spec.on,) if isinstance(spec.on, str) else tuple(spec.on)
 
 
@@ -348,7 +350,7 @@ class _Checker:
 
     def rule(self, spec: RuleSpec, index: int) -> None:
         place: Place = ("rules", index)
-        if not _types(spec):
+        if not rule_types(spec):
             self.complain((*place, "on"), "a rule needs at least one type in `on`")
         if spec.emit is None and spec.once is None:
             self.complain(place, "a rule that emits nothing needs `once`: without it, it does nothing")

@@ -4,18 +4,17 @@ A folder with a mistake changes nothing; what is wrong with it is logged and kep
 """
 
 import asyncio
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from watchfiles import Change, awatch
 
 from gateway.documents import MappingErrors, Variables
 from gateway.mappings import Mappings, load_mappings
 
-LOOK_AGAIN = 2_000
-"""Ms between two looks at whether the folder itself was replaced, of which its watcher hears nothing."""
+LOOK_AGAIN = 0.5
+"""Seconds between two looks at the folder's files. A look costs some 0.1 ms."""
 
 _LOG = structlog.get_logger(__name__)
 
@@ -29,6 +28,7 @@ class MappingsInForce:
         self._variables = variables
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._seen = _looks(path)
         self.current = load_mappings(path, variables)
         self.problem: str | None = None
 
@@ -44,7 +44,7 @@ class MappingsInForce:
             self._loop.call_soon_threadsafe(self._asked.set)
 
     async def follow(self, swapped: Callable[[], None], *, watch: bool) -> None:
-        """Read the folder again whenever asked (and with `watch`, when a file in it changes), until cancelled.
+        """Read the folder again whenever asked (and with `watch`, when a file in it changed), until cancelled.
 
         `swapped` is called each time that other mappings came into force.
         """
@@ -61,28 +61,19 @@ class MappingsInForce:
                 watcher.cancel()
 
     async def _watch(self) -> None:
-        """Ask whenever a file changes, or the folder itself is another: replaced, or gone and back."""
-        while True:
-            folder = _identity(self._path)
-            try:
-                async for changes in awatch(
-                    self._path, watch_filter=self._matters, rust_timeout=LOOK_AGAIN, yield_on_timeout=True
-                ):
-                    if changes:
-                        self._asked.set()
-                    if _identity(self._path) != folder:
-                        break
-            except Exception as error:  # the folder is gone for a moment, or the system has no watch to spare
-                _LOG.warning("mappings_not_watched", path=str(self._path), error=str(error))
-                await asyncio.sleep(LOOK_AGAIN / 1000)
-            self._asked.set()
+        """Ask whenever the files are not those that were read last: edited, renamed, or a whole folder replaced.
 
-    def _matters(self, _: Change, path: str) -> bool:
-        inside = Path(os.path.relpath(path, self._path.resolve())).parts
-        return path.endswith((".yaml", ".yml")) and inside[:1] in {("sources",), ("destinations",)}
+        The files are looked at, not listened to: notifications are lost between loading and listening, when the
+        folder itself is replaced (as a ConfigMap's is), and on network file systems.
+        """
+        while True:
+            if await asyncio.to_thread(_looks, self._path) != self._seen:
+                self._asked.set()
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def _read(self) -> bool:
         before = self.current
+        self._seen = _looks(self._path)  # before they are read: what is edited meanwhile looks different after
         try:
             # On a thread: webhooks are taken in meanwhile, under the mappings that are still in force.
             mappings = await asyncio.to_thread(load_mappings, self._path, self._variables)
@@ -103,8 +94,12 @@ class MappingsInForce:
         return True
 
 
-def _identity(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
+def _looks(path: Path) -> frozenset[tuple[str, int, int, int]]:
+    """Return what tells the folder's mapping files from edited ones: name, inode, size and time of change."""
+    seen: set[tuple[str, int, int, int]] = set()
+    for kind in ("sources", "destinations"):
+        for file in (path / kind).glob("*.y*ml"):
+            with suppress(OSError):  # it went away while it was looked at
+                stat = file.stat()
+                seen.add((f"{kind}/{file.name}", stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return frozenset(seen)

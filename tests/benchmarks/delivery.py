@@ -20,12 +20,13 @@ from uuid import NAMESPACE_OID, uuid5
 import uvloop
 
 from gateway.deliveries import Acceptance, NewDelivery, NewEvent
-from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoop
 from gateway.destinations import Destination, Request, Response, compile_destination, pack, render
 from gateway.documents import parse
 from gateway.events import Event, ProductIds, Visitor, encode_event
 from gateway.money import money
 from gateway.sealing import Sealer
+from gateway.sending import HttpSender
 from gateway.store.sqlite import SqliteStore
 from gateway.translate import event_key
 

@@ -14,13 +14,14 @@ import pytest
 from msgspec import structs
 
 from gateway.deliveries import Acceptance, NewDelivery, NewEvent, State
-from gateway.delivery import USER_AGENT, DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoop
 from gateway.destinations import Destination, render, route
 from gateway.dry_run import events_of
 from gateway.events import Event, encode_event
 from gateway.mappings import bundled, load_mappings, sample_headers
 from gateway.money import Money
 from gateway.sealing import Sealer, Secret
+from gateway.sending import USER_AGENT, HttpSender
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
 from gateway.translate import event_key

@@ -12,9 +12,10 @@ from litestar import Litestar, Request, Response, post
 from msgspec import structs
 
 from gateway.deliveries import State, StoredDelivery
-from gateway.delivery import NEVER, DeliveryLoop, DeliveryLoops, HttpSender
+from gateway.delivery import NEVER, DeliveryLoop, DeliveryLoops
 from gateway.destinations import Destination
 from gateway.mappings import Mappings
+from gateway.sending import HttpSender
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
 from tests.destinations.fakes import NOW

@@ -12,10 +12,11 @@ import pytest
 from msgspec import structs
 
 from gateway.deliveries import State
-from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoop
 from gateway.destinations import Destination, pack, render, route
 from gateway.events import Event, ProductIds, Visitor
 from gateway.mappings import bundled, load_mappings
+from gateway.sending import HttpSender
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
 from tests.destinations.more_fakes import BASIC, DOMAIN, KEY, WEBSITE, Collectors

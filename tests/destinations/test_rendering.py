@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from gateway.deliveries import State
-from gateway.delivery import DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoop
 from gateway.destinations import (
     Destination,
     Outcome,
@@ -24,6 +24,7 @@ from gateway.destinations import (
 from gateway.documents import MappingErrors, parse
 from gateway.events import Event, ProductIds, Visitor
 from gateway.money import Money
+from gateway.sending import HttpSender
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
 from tests.destinations.fakes import NOW

@@ -8,10 +8,10 @@ import pytest
 from msgspec import structs
 
 from gateway.deliveries import State
-from gateway.delivery import HttpSender
 from gateway.destinations import MAX_RESPONSE, Destination, Request, Response, judge, pack
 from gateway.mappings import bundled, load_mappings
 from gateway.sealing import Secret
+from gateway.sending import HttpSender
 
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

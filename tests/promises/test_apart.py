@@ -8,8 +8,8 @@ import httpx
 
 from gateway import demo
 from gateway.app import create_app
-from gateway.delivery import DEADLINE
 from gateway.mappings import bundled, minified, sample
+from gateway.sending import DEADLINE
 from gateway.server import running
 from gateway.settings import load_settings
 from gateway.signatures import VerifySpec, compile_verification, sign

@@ -7,12 +7,13 @@ import msgspec
 import pytest
 
 from gateway.deliveries import Acceptance, NewDelivery, NewEvent, State, StoredDelivery
-from gateway.delivery import USER_AGENT, DeliveryLoop, HttpSender
+from gateway.delivery import DeliveryLoop
 from gateway.destinations import Destination
 from gateway.events import Event, ProductIds, Visitor, encode_event
 from gateway.links import LINKS_FOR, seal_visitor
 from gateway.mappings import bundled, load_mappings
 from gateway.sealing import Sealer
+from gateway.sending import USER_AGENT, HttpSender
 from gateway.server import running
 from gateway.store.sqlite import SqliteStore
 from gateway.translate import event_key

@@ -4,6 +4,9 @@ Each destination has its own loop, client and concurrency, so a slow or dead one
 rendered at its first try; a try that fails stores what was sent, and later tries send those bytes again. A request's
 deadline is far shorter than a lease, so nobody sends what somebody else has leased meanwhile.
 
+The loop takes turns: each settles what was answered since the last and leases what comes next, in one commit. What is
+leased ahead is sent while the store is at work, so neither waits for the other.
+
 A crash between sending and settling sends again, under the same idempotency key: at least once, never lost.
 """
 
@@ -28,11 +31,12 @@ from gateway.destinations import (
     judge,
     pack,
     render,
+    told_late,
 )
 from gateway.events import Event, decode_event
 from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE
-from gateway.links import LINKS_FOR, resolve
+from gateway.links import resolve
 from gateway.mappings import Mappings
 from gateway.pacing import Pace, backoff, retry_after
 from gateway.sealing import Sealer, SealError
@@ -43,8 +47,8 @@ MARGIN = 20_000
 """How long before its lease ends the last request of a lease may begin, in ms: a request's deadline, and to settle."""
 SPLIT_ON = frozenset({400, 413, 422})
 """Refusals that may be for the sake of one event of a batch: its halves find out which."""
-UNSETTLED = 4
-"""Requests whose outcome may be on its way to the disk, in times the concurrency."""
+COMPANY = 0.005
+"""Seconds that an outcome waits for others to be settled with, as long as there is enough to send."""
 NEVER = 1 << 62
 """When a delivery is due that waits for somebody to decide."""
 IDLE = 1.0
@@ -64,11 +68,11 @@ class Outbox(Protocol):
         """Record what became of leased deliveries; return how many were still held by their lease."""
         ...
 
-    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
+    async def resolve(self, keys: Sequence[bytes]) -> dict[bytes, list[LinkPart]]:
         """Return what is linked to each of the keys, in one round trip."""
         ...
 
-    async def link(self, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
+    async def link(self, parts: Sequence[LinkPart], now: int) -> frozenset[str]:
         """Store links and release what waited for them; return the destinations that have work now."""
         ...
 
@@ -83,6 +87,13 @@ class Sender(Protocol):
     async def close(self) -> None:
         """Close the connections."""
         ...
+
+
+class _Taken(Struct, frozen=True):
+    """A lease, and when the last request of it may begin."""
+
+    lease: Lease
+    last_start: int
 
 
 class _Item(Struct, frozen=True):
@@ -115,8 +126,9 @@ class DeliveryLoop:
         self.pace = Pace(now.concurrency, now.per_second, clock())
         self._called = asyncio.Event()
         self._stopping = False
+        self._ahead: deque[_Taken] = deque()
         self._sending: set[asyncio.Task[None]] = set()
-        self._unanswered = 0
+        self._outcomes: list[Settlement] = []
 
     def wake(self) -> None:
         """Say that there may be work."""
@@ -126,16 +138,17 @@ class DeliveryLoop:
         """Deliver what is due, as it falls due, until `stop`."""
         while not self._stopping:
             self._called.clear()
-            try:
-                pause = await self._start()
-            except StoreUnavailable as error:
-                _LOG.warning("store_unavailable", destination=self.name, error=str(error))
-                pause = IDLE
+            pause = await self._turn()
             if pause > 0 and not self._stopping:
                 await self._idle(pause)
+            if len(self._ahead) > self.pace.ahead() * self._destination().max_events // 2:
+                await asyncio.sleep(COMPANY)
         # Only here is it certain that nothing more begins: a lease may have been on its way when it was told to stop.
+        self._give_back()
+        await self._settle()
         while self._sending:
-            await asyncio.wait(self._sending)
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+            await self._settle()
 
     def stop(self) -> None:
         """Lease nothing more; `run` returns when what is being sent is settled."""
@@ -144,40 +157,62 @@ class DeliveryLoop:
 
     async def step(self) -> int:
         """Deliver what is due now; return how much that was. For whoever drives the loop by hand."""
-        leases, _ = await self._lease(self._destination(), self._destination().concurrency)
-        self._unanswered += 1
-        await self._deliver(leases)
-        return len(leases)
-
-    async def _start(self) -> float:
-        """Begin to send as much as there is room for; return how many seconds to idle after that."""
         destination = self._destination()
+        taken, _ = await self._lease(destination.concurrency * destination.max_events)
+        await self._deliver(taken)
+        await self._settle()
+        return len(taken)
+
+    async def _turn(self) -> float:
+        """Settle what was answered, lease what comes next and begin to send; return how many seconds to idle then."""
         now = self._clock()
-        # What is answered makes room at once, though its outcome is still on its way to the disk.
-        room = self.pace.room(self._unanswered, now)
-        if room <= 0 or len(self._sending) > UNSETTLED * destination.concurrency:
-            return min(IDLE, self.pace.pause(now) / 1000) or IDLE
-        leases, next_due = await self._lease(destination, room)
-        self.pace.began(-(-len(leases) // destination.max_events), now)
-        for start in range(0, len(leases), destination.max_events):
-            self._unanswered += 1
-            task = asyncio.create_task(self._deliver(leases[start : start + destination.max_events]))
+        if self.pace.rests_until > now:
+            self._give_back()
+        settling = asyncio.create_task(self._settle())  # begins before the lease, so both share a commit
+        pause = IDLE
+        room = self.pace.room(len(self._sending), now) + self.pace.ahead()
+        wanted = room * self._destination().max_events - len(self._ahead)
+        if wanted > 0:
+            try:
+                taken, next_due = await self._lease(wanted)
+            except StoreUnavailable as error:
+                _LOG.warning("store_unavailable", destination=self.name, error=str(error))
+            else:
+                self._ahead.extend(taken)
+                self._begin()
+                if len(taken) < wanted and next_due is not None:
+                    pause = max(0.0, (next_due - self._clock()) / 1000)
+        await settling
+        return min(pause, IDLE, self.pace.pause(self._clock()) / 1000 or IDLE)
+
+    async def _lease(self, limit: int) -> tuple[list[_Taken], int | None]:
+        now = self._clock()
+        leases, next_due = await self._store.lease(self.name, limit, now, now + LEASE)
+        return [_Taken(lease, now + LEASE - MARGIN) for lease in leases], next_due
+
+    def _begin(self) -> None:
+        """Begin to send what is leased, as far as there is room."""
+        now = self._clock()
+        while self._ahead and not self._stopping and self.pace.room(len(self._sending), now) > 0:
+            number = min(len(self._ahead), self._destination().max_events)
+            taken = [self._ahead.popleft() for _ in range(number)]
+            self.pace.began(1, now)
+            task = asyncio.create_task(self._deliver(taken))
             self._sending.add(task)
             task.add_done_callback(self._sent)
-        if leases:
-            return 0
-        return IDLE if next_due is None else min(IDLE, max(0.0, (next_due - self._clock()) / 1000))
-
-    async def _lease(self, destination: Destination, requests: int) -> tuple[list[Lease], int | None]:
-        now = self._clock()
-        return await self._store.lease(self.name, requests * destination.max_events, now, now + LEASE)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
+        self._begin()
         self._called.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             # The lease runs out and the delivery is due again; that it got here is a defect, so say so loudly.
             _LOG.error("delivery_failed", destination=self.name, exc_info=error)
+
+    def _give_back(self) -> None:
+        """Let go of what was leased and not begun. It was first in line, and is so again."""
+        self._outcomes += [Settlement(each.lease, State.DUE, rendered=each.lease.rendered) for each in self._ahead]
+        self._ahead.clear()
 
     async def _idle(self, seconds: float) -> None:
         try:
@@ -186,30 +221,24 @@ class DeliveryLoop:
         except TimeoutError:
             pass
 
-    async def _deliver(self, leases: Sequence[Lease]) -> None:
+    async def _deliver(self, taken: Sequence[_Taken]) -> None:
+        if not taken:
+            return
         destination = self._destination()
-        settlements: list[Settlement] = []
-        last_start = self._clock() + LEASE - MARGIN  # what begins later could outlive the lease, and be sent twice
-        try:
-            batches: deque[Sequence[_Item]] = deque(await self._prepared(leases, destination))
-            while batches:
-                if settlements:
-                    await self._settle(settlements)
-                batch = batches.popleft()
-                if self._clock() > last_start:
-                    settlements = [self._returned(item) for item in batch]
-                    continue
-                settlements, halves = await self._try(batch, destination)
-                batches.extendleft(reversed(halves))
-        finally:
-            self._unanswered -= 1
+        last_start = taken[0].last_start  # the first was leased first; what begins later could be sent twice
+        batches: deque[Sequence[_Item]] = deque(await self._prepared([each.lease for each in taken], destination))
+        while batches:
+            batch = batches.popleft()
+            if self._clock() > last_start:
+                self._outcomes += [self._returned(item) for item in batch]
+                continue
+            outcomes, halves = await self._try(batch, destination)
+            batches.extendleft(reversed(halves))
+            self._outcomes += outcomes
             self._called.set()
-        if settlements:
-            await self._settle(settlements)
 
     async def _prepared(self, leases: Sequence[Lease], destination: Destination) -> list[list[_Item]]:
-        """Return what is to be sent, request by request; settle what needs no request."""
-        settlements: list[Settlement] = []
+        """Return what is to be sent, request by request; what needs no request is an outcome already."""
         items: list[_Item] = []
         opened: list[tuple[Lease, Event]] = []
         for lease in leases:
@@ -219,35 +248,34 @@ class DeliveryLoop:
                 # Of a message of msgspec's the type alone: it may quote what could not be read.
                 reason = f"unreadable: {error if isinstance(error, SealError) else type(error).__name__}"
                 _LOG.error("delivery_dead", destination=self.name, webhook=lease.webhook, reason=reason)
-                settlements.append(Settlement(lease, State.DEAD, reason))
+                self._outcomes.append(Settlement(lease, State.DEAD, reason))
         for lease, event in await self._resolved(opened):
             prepared = self._prepare(lease, event, destination)
             if isinstance(prepared, _Item):
                 items.append(prepared)
             else:
-                settlements.append(prepared)
-        if settlements:
-            await self._settle(settlements)
+                self._outcomes.append(prepared)
         return list(_batches(items, destination))
 
     async def _resolved(self, opened: Sequence[tuple[Lease, Event]]) -> list[tuple[Lease, Event]]:
         """Find the visitors of events that were not linked when they came, but may be by now; and learn from it."""
         keys = {key for _, event in opened if event.visitor is None for key in event.subjects.values()}
         if not keys:
-            return list(opened)
+            return [(lease, told_late(event) if lease.late else event) for lease, event in opened]
         now = self._clock()
-        found = await self._store.resolve(list(keys), now)
+        found = await self._store.resolve(list(keys))
         learned: list[LinkPart] = []
         resolved: list[tuple[Lease, Event]] = []
-        for lease, event in opened:
-            if event.visitor is None:
-                resolution = resolve(event.subjects, None, found, self._sealer, now)
-                learned += resolution.learned
-                resolved.append((lease, structs.replace(event, visitor=resolution.visitor)))
-            else:
-                resolved.append((lease, event))
+        for lease, stored in opened:
+            event = stored
+            if stored.visitor is None:
+                resolution = resolve(stored.subjects, None, found, self._sealer, now)
+                if not stored.test:  # a test teaches nothing about real people
+                    learned += resolution.learned
+                event = structs.replace(stored, visitor=resolution.visitor, unlinked=resolution.unlinked)
+            resolved.append((lease, told_late(event) if lease.late else event))
         if learned:
-            await self._store.link(learned, now + LINKS_FOR, now)
+            await self._store.link(learned, now)
         return resolved
 
     def _prepare(self, lease: Lease, event: Event, destination: Destination) -> _Item | Settlement:
@@ -324,17 +352,23 @@ class DeliveryLoop:
         log.warning("delivery_failed", attempt=lease.attempts + 1, again_in_ms=pause)
         return Settlement(lease, State.DUE, outcome.reason, ended + pause, attempt, rendered)
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> None:
-        """Settle, patiently: what was sent but not settled would be sent again."""
+    async def _settle(self) -> None:
+        """Settle what was answered, patiently: what was sent but not settled would be sent again."""
+        settlements, self._outcomes = self._outcomes, []
         deadline = self._clock() + LEASE
-        while True:
+        while settlements:
             try:
                 held = await self._store.settle(settlements)
             except StoreUnavailable as error:
-                if self._stopping or self._clock() > deadline:
-                    raise
                 _LOG.warning("store_unavailable", destination=self.name, error=str(error))
+                if self._stopping or self._clock() > deadline:
+                    _LOG.error("settlement_lost", destination=self.name, number=len(settlements))
+                    return  # the leases run out, and the deliveries are due again
                 await asyncio.sleep(IDLE)
+            except Exception:
+                # A defect, as in `_sent`: the others of this destination go on.
+                _LOG.exception("settlement_lost", destination=self.name, number=len(settlements))
+                return
             else:
                 if held < len(settlements):
                     _LOG.warning("lease_lost", destination=self.name, number=len(settlements) - held)

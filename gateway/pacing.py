@@ -72,6 +72,10 @@ class Pace:
             room = min(room, int(self._tokens))
         return room
 
+    def ahead(self) -> int:
+        """Return how many requests may be held ready beside those under way: none while it fails or is rationed."""
+        return 0 if self.failures or self.per_second else int(self.limit)
+
     def pause(self, now: int) -> int:
         """Return the ms until time alone makes room, 0 if it is not time that is lacking."""
         if self.rests_until > now:

@@ -100,6 +100,16 @@ def test_a_destination_that_is_well_gets_more_at_a_time_up_to_its_limit() -> Non
     assert (pace.room(0, 0), pace.room(3, 0), pace.room(9, 0)) == (4, 1, 0)
 
 
+def test_as_many_are_held_ready_as_may_be_under_way_but_none_while_it_fails_or_is_rationed() -> None:
+    pace = paced(8)
+    assert pace.ahead() == 2
+    pace.answered(500, 0)
+    assert pace.ahead() == 0
+    pace.answered(200, 0)
+    assert pace.ahead() == pace.room(0, 0)
+    assert paced(8, per_second=100).ahead() == 0
+
+
 @pytest.mark.parametrize("status", [0, 429, 503])
 def test_one_that_is_overwhelmed_gets_half(status: int) -> None:
     pace = paced(8)

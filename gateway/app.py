@@ -6,26 +6,30 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Self
+from typing import Any, Self
 
 import structlog
-from litestar import Litestar, Response, get
+from litestar import Litestar, Response, Router, get
 from litestar.config.cors import CORSConfig
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
-from litestar.handlers import HTTPRouteHandler
+from litestar.exceptions import HTTPException, NotAuthorizedException
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
+from litestar.plugins.prometheus import PrometheusController
 from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 from litestar.types import Scope
 
 from gateway.browser import Linking, link_routes
-from gateway.deliveries import StoredDelivery, StoredWebhook, StoreMismatch, StoreUnavailable
+from gateway.deliveries import Forgotten, StoredDelivery, StoredWebhook, StoreMismatch, StoreUnavailable
 from gateway.delivery import DeliveryLoops
 from gateway.intake import Intake, KeptRequest, kept_request
-from gateway.links import resolve
+from gateway.link_script import script_route
+from gateway.links import KnownLink, known, resolve
 from gateway.mappings import load_mappings
+from gateway.privacy import Privacy
 from gateway.reloading import MappingsInForce
-from gateway.sealing import Sealer
+from gateway.sealing import Sealer, Secret
 from gateway.settings import Settings
 from gateway.store.sqlite import SqliteStore
 from gateway.webhooks import webhooks_route
@@ -63,12 +67,14 @@ def create_app(
     store = SqliteStore.open(settings.store_path, sealer.fingerprint())
 
     deliveries = DeliveryLoops(mappings, store, sealer, clock, uniform)
+    privacy = Privacy(store, sealer, settings.exports, clock)
     forward_tests = settings.test_events == "forward"
-    intake = Intake(store, sealer, mappings, clock, deliveries.wake, forward_tests=forward_tests)
+    intake = Intake(store, sealer, mappings, clock, deliveries.wake, forward_tests=forward_tests, asked=privacy.wake)
     linking = Linking(
         store,
+        privacy,
         sealer,
-        lambda: mappings.current.browser_subjects,
+        lambda: mappings.current.subjects,
         settings.link_secret,
         frozenset(settings.link_origins),
         clock,
@@ -87,6 +93,7 @@ def create_app(
         keepers.update(
             retention=asyncio.create_task(_keep_house(app, store, settings.retention, clock)),
             mappings=asyncio.create_task(mappings.follow(follow_mappings, watch=watch)),
+            privacy=asyncio.create_task(privacy.follow()),
         )
         now = mappings.current
         _LOG.info("started", sources=list(now.sources), destinations=list(now.destinations), store=settings.store)
@@ -107,7 +114,13 @@ def create_app(
         route_handlers=[
             webhooks_route(intake, settings.max_body),
             *link_routes(linking, LINKS_PER_MINUTE),
+            script_route(),
             *health_routes(store, mappings, deliveries, keepers),
+            *(
+                [Router("/", route_handlers=[PrometheusController], guards=[_operators_only(settings.admin_token)])]
+                if settings.admin_token
+                else []
+            ),
         ],
         state=State({"mappings": mappings}),
         lifespan=[running],
@@ -125,6 +138,17 @@ async def _log_failure(error: Exception, scope: Scope) -> None:
     """A failure that nobody foresaw is answered 500; it must not go unseen."""
     if not isinstance(error, HTTPException):
         _LOG.error("request_failed", path=scope["path"], exc_info=error)
+
+
+def _operators_only(token: Secret) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
+    """Return a guard that lets only requests with the admin token through."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.matches(credentials.strip()):
+            raise NotAuthorizedException(detail="this needs `Authorization: Bearer` with the GATEWAY_ADMIN_TOKEN")
+
+    return guard
 
 
 def _problem(error: HTTPException) -> ProblemDetailsException:
@@ -146,6 +170,7 @@ class StoredRequests:
         if not settings.store_path.exists():
             raise StoreMismatch(f"there is no store at {settings.store_path}: set GATEWAY_STORE to the gateway's")
         self._sealer = Sealer(settings.master_key())
+        self._exports = settings.exports
         self._runner = asyncio.Runner()
         self._store = SqliteStore.open(settings.store_path, self._sealer.fingerprint(), exclusive=False)
 
@@ -172,11 +197,25 @@ class StoredRequests:
         found: dict[str, Mapping[str, str] | None] = {}
         for name, value in subjects.items():
             key = self._sealer.subject_key(name, value)
-            parts = self._runner.run(self._store.resolve([key], now_ms()))
-            resolution = resolve({name: key}, None, parts, self._sealer, 0)
+            parts = self._runner.run(self._store.resolve([key]))
+            resolution = resolve({name: key}, None, parts, self._sealer, now_ms())
             ids = resolution.visitor.ids if resolution.visitor else None
             found[name] = None if ids is None else {product: each.visitor_id or "" for product, each in ids.items()}
         return found
+
+    def links(self, subjects: Mapping[str, str]) -> dict[str, list[KnownLink]]:
+        """Return what each of these subjects (name and value) is linked to, part by part, or was lately."""
+        found: dict[str, list[KnownLink]] = {}
+        for name, value in subjects.items():
+            key = self._sealer.subject_key(name, value)
+            parts = self._runner.run(self._store.resolve([key])).get(key, [])
+            found[name] = [known(part, self._sealer) for part in parts]
+        return found
+
+    def forget(self, subjects: Mapping[str, str]) -> Forgotten:
+        """Erase these subjects. Raises `ValueError` for a value that is none of its kind, and `StoreUnavailable`."""
+        privacy = Privacy(self._store, self._sealer, self._exports, now_ms)
+        return self._runner.run(privacy.forget(subjects))
 
     def deliveries(self, webhook: int) -> list[StoredDelivery]:
         """Return what became of a webhook's events."""

@@ -9,31 +9,43 @@ Who may link what:
 Nothing else: a page that could name any user could claim other people's payments.
 """
 
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from ipaddress import AddressValueError, IPv6Address
+from typing import Any
 
 import jwt
 import msgspec
-from litestar import Request, post
+from litestar import Request, delete, post
+from litestar.connection import ASGIConnection
 from litestar.exceptions import (
     ClientException,
     NotAuthorizedException,
     PermissionDeniedException,
     ServiceUnavailableException,
+    TooManyRequestsException,
 )
-from litestar.handlers import HTTPRouteHandler
-from litestar.middleware.rate_limit import RateLimitConfig
-from litestar.status_codes import HTTP_204_NO_CONTENT
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 from msgspec import Struct
 
-from gateway.deliveries import StoreUnavailable
+from gateway.deliveries import Forgotten, StoreUnavailable
 from gateway.events import ProductIds, Visitor
 from gateway.identity import normalise_subject
-from gateway.links import LINKS_FOR, Links, seal_visitor
+from gateway.links import Links, seal_visitor
+from gateway.mappings import SubjectNames
+from gateway.privacy import Privacy
 from gateway.sealing import Sealer, Secret
 
 LINKS_MAX_BODY = 16_384
-MAX_ID = 256
+MAX_ID = 512
 MAX_ENTRIES = 20
+MAX_PARTS = 40
+"""Products that one subject may be linked to: all are read with each of its payments."""
+MAX_CLIENTS = 50_000
+"""Clients whose requests are counted; of more, the one that was counted longest begins anew."""
+MINUTE = 60_000
 MAX_TOKEN_LIFE = 86_400
 """Seconds. A token is for one visit; a longer-lived one would be a password in a page."""
 LEEWAY = 30
@@ -62,19 +74,21 @@ class Linking:
     def __init__(
         self,
         store: Links,
+        privacy: Privacy,
         sealer: Sealer,
-        browser_subjects: Callable[[], frozenset[str]],
+        subjects: Callable[[], SubjectNames],
         secret: Secret,
         origins: frozenset[str],
         clock: Callable[[], int],
         wake: Callable[[frozenset[str]], None],
     ) -> None:
         self._store = store
+        self._privacy = privacy
         self._sealer = sealer
-        self._browser_subjects = browser_subjects
+        self._names = subjects
         self._secret = secret
         self._origins = origins
-        self._clock = clock
+        self.clock = clock
         self._wake = wake
 
     def is_backend(self, authorization: str | None) -> bool:
@@ -102,28 +116,50 @@ class Linking:
             raise ClientException(
                 detail="there is no subject to link: send `subjects`, or a `token` that names the user"
             )
-        now = self._clock()
-        parts = seal_visitor(_visitor(request), keys, now, self._sealer, learned=False)
-        if not parts:
+        visitor = _visitor(request)
+        if not visitor.ids and not visitor.click_ids:
             raise ClientException(
                 detail="there is nothing to link it to: send `visitor_id`, `session_id`, `ids` or `click_ids`"
             )
+        now = self.clock()
         try:
-            self._wake(await self._store.link(parts, now + LINKS_FOR, now))
+            known = await self._store.resolve(keys)
+            if any(len(visitor.ids.keys() | {part.part for part in parts}) > MAX_PARTS for parts in known.values()):
+                raise ClientException(detail=f"a subject is linked to at most {MAX_PARTS} products")
+            # What comes later is newer, also when the clock was set back meanwhile.
+            at = max(now, 1 + max((part.linked_at for parts in known.values() for part in parts), default=0))
+            self._wake(await self._store.link(seal_visitor(visitor, keys, at, self._sealer), now))
         except StoreUnavailable:
-            raise ServiceUnavailableException(
-                detail="the store cannot take it now; send it again later", headers={"Retry-After": "5"}
-            ) from None
+            raise _unavailable() from None
+
+    async def forget(self, body: bytes, authorization: str | None) -> Forgotten:
+        """Erase the subjects that a backend names: their links, webhooks and what has not gone out.
+
+        Raises 400 for what cannot be read, 401 without the secret, 503 when the store is down.
+        """
+        if not self.is_backend(authorization):
+            raise NotAuthorizedException(detail="only a backend may have somebody forgotten: send the link secret")
+        subjects = {name: str(value) for name, value in _read(body).subjects.items() if value is not None}
+        if not self._keys(subjects):
+            raise ClientException(detail="there is no subject to forget: send `subjects`")
+        try:
+            return await self._privacy.forget(subjects)
+        except ValueError as error:
+            raise ClientException(detail=str(error)) from None
+        except StoreUnavailable:
+            raise _unavailable() from None
 
     def _subjects_of_page(self, request: LinkRequest, origin: str | None) -> dict[str, str]:
         if origin is not None and origin not in self._origins:
             raise PermissionDeniedException(detail="GATEWAY_LINK_ORIGINS does not list the origin of this page")
-        subjects = {name: str(value) for name, value in request.subjects.items() if value is not None}
+        names = self._names()
+        # What no mapping reads, no payment can be found by: a cart's cookie, say, without a Shopify mapping.
+        subjects = {name: str(it) for name, it in request.subjects.items() if it is not None and name in names.all}
         if request.token is not None:
-            user = read_token(request.token, self._secret, self._clock() // 1000)
+            user = read_token(request.token, self._secret, self.clock() // 1000)
             if subjects.setdefault("user", user) != user:
                 raise PermissionDeniedException(detail="the token names another user than `subjects.user`")
-        allowed = self._browser_subjects() | ({"user"} if request.token is not None else set())
+        allowed = names.browser | ({"user"} if request.token is not None else set())
         if refused := sorted(set(subjects) - allowed):
             raise PermissionDeniedException(
                 detail=f"a page may not link `{refused[0][:40]}`: send it from your backend with the link secret, "
@@ -143,24 +179,66 @@ class Linking:
         return keys
 
 
+class Allowance:
+    """What each client may still send in the minute that began with its first request; in bounded memory."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], int]) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def take(self, client: str) -> int:
+        """Count a request. Returns 0, or after how many ms the client may send one again."""
+        now = self._clock()
+        began, requests = self._counted.get(client, (now, 0))
+        if not 0 <= now - began < MINUTE:
+            began, requests = now, 0
+        if requests >= self._per_minute:
+            return began + MINUTE - now
+        if not requests:
+            self._counted.pop(client, None)  # so that they are in the order in which they began
+            while len(self._counted) >= MAX_CLIENTS:
+                self._counted.popitem(last=False)
+        self._counted[client] = (began, requests + 1)
+        return 0
+
+
+def client_of(host: str) -> str:
+    """Return what counts as one client. Whoever has an IPv6 address has the 2**64 of its network."""
+    try:
+        address = IPv6Address(host)
+    except AddressValueError:
+        return host[:64]
+    return str(address.ipv4_mapped or address.packed[:8].hex())
+
+
 def link_routes(linking: Linking, per_minute: int) -> list[HTTPRouteHandler]:
     """Return the routes, at most `per_minute` requests from one client; a backend is not limited."""
-    limit = RateLimitConfig(
-        rate_limit=("minute", per_minute),
-        check_throttle_handler=lambda request: not linking.is_backend(request.headers.get("authorization")),
-    )
+    allowance = Allowance(per_minute, linking.clock)
 
-    @post(
-        "/link",
-        status_code=HTTP_204_NO_CONTENT,
-        middleware=[limit.middleware],
-        request_max_body_size=LINKS_MAX_BODY,
-    )
+    def allowed(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        if linking.is_backend(connection.headers.get("authorization")):
+            return
+        if wait := allowance.take(client_of(connection.client.host if connection.client else "")):
+            retry_after = {"Retry-After": str(-(-wait // 1000))}
+            raise TooManyRequestsException(detail=f"at most {per_minute} links a minute", headers=retry_after)
+
+    @post("/link", status_code=HTTP_204_NO_CONTENT, guards=[allowed], request_max_body_size=LINKS_MAX_BODY)
     async def link(request: Request[object, object, object]) -> None:  # type: ignore[type-var]
         authorization, origin = request.headers.get("authorization"), request.headers.get("origin")
         await linking.link(await request.body(), authorization, origin)
 
-    return [link]
+    @delete("/links", status_code=HTTP_200_OK, request_max_body_size=LINKS_MAX_BODY)
+    async def forget(request: Request[object, object, object]) -> Forgotten:  # type: ignore[type-var]
+        return await linking.forget(await request.body(), request.headers.get("authorization"))
+
+    return [link, forget]
+
+
+def _unavailable() -> ServiceUnavailableException:
+    return ServiceUnavailableException(
+        detail="the store cannot take it now; send it again later", headers={"Retry-After": "5"}
+    )
 
 
 def make_token(user: str, secret: Secret, now: int, lives: int) -> str:
@@ -187,21 +265,30 @@ def read_token(token: str, secret: Secret, now: int) -> str:
                 "verify_nbf": False,
                 "verify_iat": False,
                 "verify_aud": False,
+                "verify_sub": False,
             },
         )
     except jwt.InvalidTokenError:
         raise NotAuthorizedException(detail="the token is not signed with this gateway's link secret") from None
     user, expires = claims["sub"], claims["exp"]
-    if not isinstance(expires, int | float) or isinstance(expires, bool) or expires + LEEWAY < now:
+    if not _is_time(expires) or expires + LEEWAY < now:
         raise NotAuthorizedException(detail="the token has expired: make a new one for each page")
     if expires > now + MAX_TOKEN_LIFE + LEEWAY:
         raise NotAuthorizedException(detail="the token lives longer than a day: make short-lived ones")
+    begins = claims.get("nbf", now)
+    if not _is_time(begins) or begins > now + LEEWAY:
+        raise NotAuthorizedException(detail="the token does not hold yet: see its `nbf`")
     audience = claims.get("aud", AUDIENCE)
     if AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
         raise NotAuthorizedException(detail="the token is for another audience")
     if not isinstance(user, str) or not user:
-        raise NotAuthorizedException(detail="the token names no user in `sub`")
+        raise NotAuthorizedException(detail="the token names no user in `sub`: it is to be a string")
     return user
+
+
+def _is_time(value: object) -> bool:
+    """Tell whether a claim is a number: JSON's own, no `true`, and not the NaN that no comparison ever finds late."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124
 
 
 def _read(body: bytes) -> LinkRequest:
@@ -232,5 +319,9 @@ def _visitor(request: LinkRequest) -> Visitor:
 
 
 def _check(text: str, what: str, *, may_be_empty: bool = False) -> None:
-    if len(text) > MAX_ID or not text.isprintable() or not (text or may_be_empty):
-        raise ClientException(detail=f"{what} is empty, longer than {MAX_ID} characters, or not printable")
+    if len(text) > MAX_ID or _CONTROL.search(text) or not (text or may_be_empty):
+        raise ClientException(detail=f"{what} is empty, longer than {MAX_ID} characters, or has control characters")
+
+
+# Not `isprintable`: what that knows of depends on the Unicode of this Python, and pages are newer.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

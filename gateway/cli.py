@@ -99,6 +99,8 @@ def serve(host: str, port: int, watch: bool) -> None:
     for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, lambda *_: None)
     signal.signal(signal.SIGHUP, lambda *_: app.state.mappings.ask())
+    # A COMMIT's thread waits this long at most for the loop's to give way; by default 5 ms, and nobody gets an answer.
+    sys.setswitchinterval(0.0005)
     server(app, host, port, settings.trusted_proxies).run()
 
 
@@ -212,9 +214,12 @@ def _tell_events(translation: Any) -> None:
     import msgspec
 
     from gateway.dry_run import shown
+    from gateway.translate import privacy_of
 
     for emission in translation.emissions:
         click.echo(_pretty(msgspec.json.Encoder(decimal_format="number").encode(shown(emission.event))))
+    if translation.request is not None:
+        click.echo(f"asks about data: {privacy_of(translation.request)}")
 
 
 def _tell_requests(translation: Any, destinations: Any, destination: str) -> None:
@@ -461,6 +466,74 @@ def link_token(user: str, minutes: int) -> None:
     if not settings.link_secret:
         _fail("error: GATEWAY_LINK_SECRET is not set; make one with `openssl rand -hex 32`", 2)
     click.echo(make_token(user, settings.link_secret, int(time.time()), minutes * 60))
+
+
+@main.group()
+def links() -> None:
+    """Look at links: which browser visitor a subject belongs to."""
+
+
+@links.command("show")
+@click.argument("subjects", nargs=-1, required=True, metavar="NAME=VALUE…")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def links_show(subjects: tuple[str, ...], as_json: bool) -> None:
+    """Show what subjects are linked to: `gateway links show user=42`. Exits 1 when one is not linked."""
+    import msgspec
+    from rich.console import Console
+    from rich.table import Table
+
+    from gateway.destinations import iso
+
+    now, wanted = _now(), _subjects(subjects)
+    with _stored(_settings()) as stored:
+        found = stored.links(wanted)
+    if as_json:
+        click.echo(_pretty(msgspec.json.encode(found)))
+    for name, parts in () if as_json else found.items():
+        if not parts:
+            click.echo(f"{name}: nobody linked it, and no payload taught it")
+            continue
+        table = Table("product", "visitor", "session", "how", "since", "until", title=name, title_justify="left")
+        for part in parts:
+            clicks = " ".join(f"{kind}={id}" for kind, id in part.click_ids.items())
+            until = iso(part.expires_at) + (" (ended)" if part.expires_at <= now else "")
+            how = "learned" if part.learned else "linked"
+            product = "click ids" if clicks else part.product or "any"
+            table.add_row(product, clicks or part.visitor_id, part.session_id, how, iso(part.linked_at), until)
+        Console(highlight=False).print(table)
+    sys.exit(0 if all(any(part.expires_at > now for part in parts) for parts in found.values()) else 1)
+
+
+@main.command()
+@click.option("--subject", "subjects", multiple=True, required=True, metavar="NAME=VALUE", help="May be repeated.")
+def forget(subjects: tuple[str, ...]) -> None:
+    """Erase all that is kept of a person: links, stored webhooks, and deliveries that have not gone out.
+
+    `gateway forget --subject email=ada@example.com`. What collectors were sent before must be erased there.
+    """
+    from gateway.deliveries import StoreUnavailable
+    from gateway.privacy import told
+    from gateway.telemetry import configure_logs
+
+    configure_logs(json=False, quiet=True)
+    with _stored(_settings()) as stored:
+        try:
+            click.echo(told(stored.forget(_subjects(subjects, normal=False))))
+        except (ValueError, StoreUnavailable) as error:
+            _fail(f"error: {error}")
+
+
+def _subjects(pairs: tuple[str, ...], *, normal: bool = True) -> dict[str, str]:
+    """Return subjects by name; with `normal` in the form in which links are kept."""
+    from gateway.identity import normalise_subject
+
+    subjects: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or (form := normalise_subject(name, value)) is None:
+            _fail(f"error: {pair}: write NAME=VALUE, such as user=42 or email=ada@example.com", 2)
+        subjects[name] = form if normal else value
+    return subjects
 
 
 @main.command()

@@ -54,12 +54,14 @@ class NewDelivery(Struct, frozen=True):
     """One event for one destination, as accepted.
 
     `skip` is set when the reason not to send is known already. `wait_until` is how long it waits for a link
-    of one of the event's subjects (0: not at all).
+    of one of the webhook's subjects (0: not at all). `late`: should such a link come after the event went out without
+    a visitor, the destination is told of it by a delivery of its own.
     """
 
     destination: str
     skip: SkipReason | None = None
     wait_until: int = 0
+    late: bool = False
 
 
 class NewClaim(Struct, frozen=True):
@@ -76,30 +78,37 @@ class NewClaim(Struct, frozen=True):
 
 
 class NewEvent(Struct, frozen=True):
-    """A sealed event with its deliveries. `id` is its UUID as bytes; `subjects` are keys that a link may release."""
+    """A sealed event with its deliveries. `id` is its UUID as bytes."""
 
     id: bytes
     sealed: bytes
     deliveries: tuple[NewDelivery, ...]
     claim: NewClaim | None = None
-    subjects: tuple[bytes, ...] = ()
 
 
 class LinkPart(Struct, frozen=True):
-    """What is known of one subject's browser for one product (`part`), sealed."""
+    """What is known of one subject's browser for one product (`part`), sealed, until `expires_at`.
+
+    `taught_by` is the key of the subject that it was learned from, or None for a link that somebody made. `linked_at`
+    of a learned part is that of the link that it goes back to.
+    """
 
     key: bytes
     part: str
     sealed: bytes
     linked_at: int
-    learned: bool
+    expires_at: int
+    taught_by: bytes | None = None
 
 
 class Acceptance(Struct, frozen=True, kw_only=True):
     """All that one webhook leaves behind, stored in one atomic step or not at all.
 
     `key` is the duplicate key. `notes` says, as JSON and without personal data, which rules skipped or failed and
-    why. `bare_claims` tie payment keys together without an event.
+    why. `bare_claims` tie payment keys together without an event. `subjects` are the keys of whom it speaks of;
+    `unlinked`: none of them leads to a visitor yet, so a link of one of them is news. `teaches`: such a link holds
+    for the other subjects too. `request` is what the sender asks about somebody's data;
+    of such a webhook no body is kept (`sealed` is None).
     """
 
     key: bytes
@@ -111,12 +120,15 @@ class Acceptance(Struct, frozen=True, kw_only=True):
     received_at: int
     test: bool
     mapping: str
-    sealed: bytes
+    sealed: bytes | None
     notes: bytes
     events: tuple[NewEvent, ...] = ()
     bare_claims: tuple[NewClaim, ...] = ()
     learned: tuple[LinkPart, ...] = ()
-    links_expire_at: int = 0
+    subjects: tuple[bytes, ...] = ()
+    unlinked: bool = False
+    teaches: bool = False
+    request: "DataRequest | None" = None
 
 
 class Receipt(Struct, frozen=True):
@@ -128,7 +140,10 @@ class Receipt(Struct, frozen=True):
 
 
 class Lease(Struct, frozen=True):
-    """A delivery in somebody's hands until the lease ends. `rendered` is what an earlier try sent, if one did."""
+    """A delivery in somebody's hands until the lease ends. `rendered` is what an earlier try sent, if one did.
+
+    `late`: the event has gone out without a visitor; this delivery tells who it was.
+    """
 
     webhook: int
     number: int
@@ -137,6 +152,7 @@ class Lease(Struct, frozen=True):
     first_try_at: int
     event: bytes
     rendered: bytes | None
+    late: bool = False
 
 
 class Attempt(Struct, frozen=True):
@@ -197,6 +213,34 @@ class Counts(Struct, frozen=True):
     skipped: int
     pending: int
     dead: int
+
+
+class DataRequest(Struct, frozen=True):
+    """What somebody may ask about a person's (or a shop's) data: that it be forgotten, or handed out.
+
+    `keys` are the person's subjects; without any, all that came from this source and account is meant.
+    """
+
+    kind: Literal["forget", "export"]
+    source: str = ""
+    account: str = ""
+    keys: tuple[bytes, ...] = ()
+
+
+class OpenRequest(Struct, frozen=True):
+    """A request about data that is to be fulfilled. `number` is the store's for it."""
+
+    number: int
+    asked_at: int
+    request: DataRequest
+
+
+class Forgotten(Struct, frozen=True):
+    """How much was erased: parts of links, webhooks (bodies and events), and deliveries that had not gone out."""
+
+    links: int = 0
+    webhooks: int = 0
+    pending: int = 0
 
 
 class StoreUnavailable(Exception):

@@ -13,6 +13,7 @@ from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from uuid import uuid5
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
@@ -21,7 +22,7 @@ from gateway.deliveries import SkipReason, State
 from gateway.documents import Document, MappingErrors, Place, Variables, duration, shaped_as, substitute, suggest
 from gateway.events import Event, Kind, ProductIds
 from gateway.expressions import EvaluationError, compile_template, template_errors
-from gateway.functions import MAPPING, Scope
+from gateway.functions import MAPPING, NAMESPACE, Scope
 from gateway.identity import PROFILES, Profile
 from gateway.money import Money, to_major
 from gateway.sealing import Secret
@@ -120,6 +121,7 @@ class DestinationSpec(Struct, frozen=True, forbid_unknown_fields=True):
     when: object = True
     test_events: Literal["skip", "forward", "only"] | None = None
     max_age: str | None = None
+    late: bool = False
     like: str | None = None
     variables: dict[str, str] = {}
 
@@ -138,6 +140,7 @@ class Destination(Struct, frozen=True):
     except_: RouteSpec | None
     when: Evaluate
     test_events: str | None
+    late: bool
     max_age: int
     profile: Profile
     names: Mapping[str, str]
@@ -216,6 +219,24 @@ def route(event: Event, destination: Destination, *, forward_tests: bool) -> Ski
     return None if _consents(event, destination) else "no_consent"
 
 
+def wants_late(event: Event, destination: Destination, *, forward_tests: bool) -> bool:
+    """Say whether the destination is to hear of a link that comes when the event has gone out without a visitor."""
+    return destination.late and route(told_late(event), destination, forward_tests=forward_tests) is None
+
+
+def told_late(event: Event) -> Event:
+    """Return the event that tells who the visitor of an earlier event was. It repeats nothing of what was paid."""
+    return msgspec.structs.replace(
+        event,
+        id=str(uuid5(NAMESPACE, f"{event.id}|late")),
+        kind="identify",
+        at=event.visitor.linked_at or event.at if event.visitor else event.at,
+        properties={},
+        context={},
+        late_for=event.id,
+    )
+
+
 def _is_meant(event: Event, route: RouteSpec) -> bool:
     given = ((route.events, event.name), (route.sources, event.source), (route.accounts, event.account))
     return all(not patterns or any(fnmatchcase(text, each) for each in patterns) for patterns, text in given)
@@ -291,11 +312,12 @@ def _judge(response: Response, answer: Mapping[str, object], destination: Destin
         again = "network" in destination.retry_on
         reason = response.error or "network"
         return Outcome(State.DUE if again else State.DEAD, reason, uncertain=response.uncertain)
+    reason = f"http_{status}: {response.error}" if response.error else f"http_{status}"
     if _evaluated(destination.success, answer):
-        return Outcome(State.SENT, f"http_{status}")
+        return Outcome(State.SENT, reason)
     if status in destination.retry_on or f"{status // 100}xx" in destination.retry_on:
-        return Outcome(State.DUE, f"http_{status}")
-    return Outcome(State.PARKED if status in destination.park_on else State.DEAD, f"http_{status}")
+        return Outcome(State.DUE, reason)
+    return Outcome(State.PARKED if status in destination.park_on else State.DEAD, reason)
 
 
 def _evaluated(predicate: Evaluate, answer: Mapping[str, object]) -> object:
@@ -338,6 +360,8 @@ def _document(event: Event, destination: Destination) -> dict[str, object]:
         "session": {product: id for product, id in sessions.items() if id},
         "click_ids": visitor.click_ids if visitor else {},
         "linked_by": visitor.linked_by if visitor else None,
+        "unlinked": event.unlinked,
+        "late_for": event.late_for,
         "properties": event.properties,
         "context": event.context,
         "test": event.test,
@@ -360,7 +384,8 @@ def plain(value: object) -> object:
     if isinstance(value, Money):
         return to_major(value)
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
+        # Most values are text: to ask here is half the cost of a call for each.
+        return {name: item if type(item) is str else plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
     return value
@@ -417,6 +442,7 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         except_=spec.except_,
         when=_always if spec.when is True else templates["when"],
         test_events=spec.test_events,
+        late=spec.late,
         max_age=times["max_age",],
         profile=PROFILES[spec.profile],
         names=spec.names,

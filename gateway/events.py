@@ -12,6 +12,8 @@ from msgspec import Struct, convert, msgpack
 from gateway.money import Money
 
 Kind = Literal["track", "identify", "group", "page"]
+Unlinked = Literal["no_subject", "unknown_subject", "expired"]
+"""Why an event has no visitor: its payload names nobody, nobody ever linked who it names, or a link has ended."""
 
 
 class Webhook(Struct, frozen=True, kw_only=True):
@@ -49,7 +51,11 @@ class Visitor(Struct, frozen=True, omit_defaults=True):
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One canonical analytics event. `identity` is per normalisation profile; `subjects` is in order of trust."""
+    """One canonical analytics event. `identity` is per normalisation profile; `subjects` is in order of trust.
+
+    `unlinked` is why there is no `visitor`. `late_for` is set on what is made when a link comes too late: the id of the
+    event that went out without a visitor.
+    """
 
     id: str
     name: str
@@ -58,6 +64,8 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
     user_id: str | None = None
     identity: dict[str, dict[str, str]] = {}
     visitor: Visitor | None = None
+    unlinked: Unlinked | None = None
+    late_for: str | None = None
     subjects: dict[str, bytes] = {}
     properties: dict[str, object] = {}
     context: dict[str, object] = {}

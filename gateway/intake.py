@@ -12,12 +12,13 @@ import structlog
 from msgspec import Struct, msgpack, structs
 
 from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent, Receipt, StoredWebhook
-from gateway.destinations import route
+from gateway.destinations import route, wants_late
 from gateway.events import Event, Webhook, encode_event
-from gateway.links import LINKS_FOR, Resolution, resolve
+from gateway.links import Resolution, resolve
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer
 from gateway.sources import Headers, Source, read, read_verified
+from gateway.telemetry import EVENTS
 from gateway.translate import Emission, Note, Translation, event_key, translate
 
 Clock = Callable[[], int]
@@ -37,7 +38,7 @@ class Outbox(Protocol):
         """Put what the mappings make of a stored webhook now beside what they made of it then."""
         ...
 
-    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
+    async def resolve(self, keys: Sequence[bytes]) -> dict[bytes, list[LinkPart]]:
         """Return what is linked to each of the keys, in one round trip."""
         ...
 
@@ -83,13 +84,16 @@ class Intake:
         wake: Callable[[frozenset[str]], None],
         *,
         forward_tests: bool,
+        asked: Callable[[], None] = lambda: None,
     ) -> None:
+        """`wake` is told which destinations have work now, `asked` that a webhook asks about somebody's data."""
         self._store = store
         self._sealer = sealer
         self._mappings = mappings
         self._clock = clock
         self._wake = wake
         self._forward_tests = forward_tests
+        self._asked = asked
 
     def source(self, name: str) -> Source:
         """Return the source of that name. Raises `UnknownSource`."""
@@ -115,11 +119,16 @@ class Intake:
         return await self._keep(read_verified(headers, body, origin, self._clock()), origin, mappings)
 
     async def _keep(self, webhook: Webhook, source: Source, mappings: Mappings) -> Received:
-        acceptance = await self._accept(webhook, source, mappings, webhook.received_at)
+        acceptance, events = await self._accept(webhook, source, mappings, webhook.received_at)
         receipt = await self._store.accept(acceptance)
         self._wake(receipt.due)
         if not receipt.duplicate:
             _tell_failures(webhook, acceptance)
+            if acceptance.request is not None:
+                self._asked()
+            for each in events:
+                by = each.visitor.linked_by if each.visitor else None
+                EVENTS.labels(each.source, each.rule, by or "", each.unlinked or "").inc()
         return Received(webhook.id, receipt)
 
     async def replay(self, stored: StoredWebhook) -> Receipt:
@@ -131,15 +140,21 @@ class Intake:
         kept = kept_request(stored, self._sealer)
         mappings, source, now = self._mappings(), self.source(stored.source), self._clock()
         webhook = read_verified(kept.headers, kept.body, source, stored.received_at)
-        receipt = await self._store.replay(stored.webhook, await self._accept(webhook, source, mappings, now), now)
+        acceptance, _ = await self._accept(webhook, source, mappings, now)
+        receipt = await self._store.replay(stored.webhook, acceptance, now)
         self._wake(receipt.due)
         return receipt
 
-    async def _accept(self, webhook: Webhook, source: Source, mappings: Mappings, now: int) -> Acceptance:
+    async def _accept(
+        self, webhook: Webhook, source: Source, mappings: Mappings, now: int
+    ) -> tuple[Acceptance, list[Event]]:
         translation = translate(webhook, source, mappings.profiles, self._sealer.subject_key)
         resolution = await self._resolve(translation, now)
         emissions = [await self._named(each) if each.of else each for each in translation.emissions]
-        return Acceptance(
+        events = [
+            structs.replace(each.event, visitor=resolution.visitor, unlinked=resolution.unlinked) for each in emissions
+        ]
+        acceptance = Acceptance(
             key=duplicate_key(webhook),
             source=webhook.source,
             account=webhook.account,
@@ -149,18 +164,23 @@ class Intake:
             received_at=webhook.received_at,
             test=webhook.test,
             mapping=source.version,
-            sealed=self._sealer.seal(_kept(webhook), b"webhook"),
+            # Who asks to be forgotten is not to be kept for having asked.
+            sealed=None if translation.request else self._sealer.seal(_kept(webhook), b"webhook"),
             notes=msgspec.json.encode(translation.notes),
-            events=tuple(self._event(each, resolution, mappings, now) for each in emissions),
+            events=tuple(
+                self._event(event, emission, mappings, now) for event, emission in zip(events, emissions, strict=True)
+            ),
             bare_claims=tuple(NewClaim(_payment_keys(webhook, each.keys)) for each in translation.payments),
             learned=() if webhook.test else resolution.learned,  # a test teaches nothing about real people
-            links_expire_at=now + LINKS_FOR,
+            subjects=tuple(translation.subjects.values()),
+            unlinked=resolution.visitor is None and bool(translation.emissions),
+            teaches=not webhook.test,
+            request=translation.request,
         )
+        return acceptance, events
 
     async def _resolve(self, translation: Translation, now: int) -> Resolution:
-        if not translation.subjects and translation.visitor is None:
-            return Resolution()
-        found = await self._store.resolve(list(translation.subjects.values()), now) if translation.subjects else {}
+        found = await self._store.resolve(list(translation.subjects.values())) if translation.subjects else {}
         return resolve(translation.subjects, translation.visitor, found, self._sealer, now)
 
     async def _named(self, emission: Emission) -> Emission:
@@ -172,19 +192,22 @@ class Intake:
         properties = event.properties | {"order_id": self._sealer.open(sealed, _ORDER).decode()}
         return structs.replace(emission, event=structs.replace(event, properties=properties))
 
-    def _event(self, emission: Emission, resolution: Resolution, mappings: Mappings, now: int) -> NewEvent:
-        event = structs.replace(emission.event, visitor=resolution.visitor) if resolution.visitor else emission.event
+    def _event(self, event: Event, emission: Emission, mappings: Mappings, now: int) -> NewEvent:
         waits = emission.wait_for_link and event.visitor is None and event.subjects
         wait_until = now + emission.wait_for_link if waits else 0
         return NewEvent(
             id=event_key(event.id),
             sealed=self._sealer.seal(encode_event(event), b"event"),
             deliveries=tuple(
-                NewDelivery(name, route(event, destination, forward_tests=self._forward_tests), wait_until)
+                NewDelivery(
+                    name,
+                    route(event, destination, forward_tests=self._forward_tests),
+                    wait_until,
+                    event.visitor is None and wants_late(event, destination, forward_tests=self._forward_tests),
+                )
                 for name, destination in mappings.destinations.items()
             ),
             claim=self._claim(event, emission),
-            subjects=tuple(event.subjects.values()) if waits else (),
         )
 
     def _claim(self, event: Event, emission: Emission) -> NewClaim | None:

@@ -23,11 +23,12 @@ from gateway.dry_run import request_of, shown
 from gateway.events import Event, ProductIds, Visitor, decode_event
 from gateway.identity import normalise_subject
 from gateway.intake import Intake
-from gateway.links import LINKS_FOR, seal_visitor
+from gateway.links import seal_visitor
 from gateway.mappings import Mappings, read_document, sample, sample_headers, samples
 from gateway.sealing import Sealer
-from gateway.sources import MalformedWebhook, Source
+from gateway.sources import MalformedWebhook, Privacy, Source
 from gateway.store.sqlite import SqliteStore
+from gateway.translate import privacy_of
 
 NOW = 1_790_000_000_000
 """When the first webhook of every test arrives, in ms."""
@@ -75,6 +76,7 @@ class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `tests:`: one webhook, or several in `webhooks`, and all the events that must go out.
 
     With `destination`, `requests` are what it gets: `url`, `headers` and `body`, or `skipped` with the reason.
+    `privacy` is what the webhooks ask about data.
     """
 
     name: str
@@ -89,6 +91,7 @@ class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
     exact: bool = False
     destination: str | None = None
     requests: list[dict[str, object]] = []
+    privacy: list[Privacy] = []
 
     __test__ = False  # pytest collects what is called Test…
 
@@ -227,6 +230,7 @@ class _Run:
             *self.compare(spec.expect, events, "expect", "event"),
             *self.compare(spec.requests, sent, "requests", "request"),
             *self.missing(skips),
+            *await self.asked(),
         ]
         if not any(each.reason == "error" for each in spec.skips):
             failures += [self.complain((), error) for error in errors]
@@ -258,8 +262,7 @@ class _Run:
                 hint = suggest(name, list(self.source.subject_names))
                 raise _TestError(f"`{self.test.source}` has no subject `{name}`", ("links", index, "subjects"), hint)
             keys.append(self.sealer.subject_key(name, normalise_subject(name, value, None) or value))
-        parts = seal_visitor(Visitor(ids), keys, self.now, self.sealer, learned=False)
-        await self.store.link(parts, self.now + LINKS_FOR, self.now)
+        await self.store.link(seal_visitor(Visitor(ids), keys, self.now, self.sealer), self.now)
 
     async def receive(self, spec: WebhookSpec, place: tuple[str | int, ...]) -> int:
         """Take a webhook in; return the store's number for it."""
@@ -310,6 +313,14 @@ class _Run:
         for each in got[len(expected) :]:
             by = f", made by the rule `{each['rule']}`" if "rule" in each else ""
             yield self.complain((key,), f"an {what} too many: {_brief(each)}{by}")
+
+    async def asked(self) -> list[Diagnostic]:
+        requests = [each.request for each in await self.store.asked()]
+        asked = ", ".join(map(privacy_of, requests)) or "nothing"
+        wanted = ", ".join(self.test.spec.privacy) or "nothing"
+        if asked == wanted:
+            return []
+        return [self.complain(("privacy",), f"expected {wanted} to be asked about data; asked was {asked}")]
 
     def missing(self, skips: Sequence[tuple[str | None, str]]) -> Iterator[Diagnostic]:
         left = list(skips)

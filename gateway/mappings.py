@@ -19,6 +19,13 @@ from gateway.sources import Source, compile_source
 T = TypeVar("T")
 
 
+class SubjectNames(Struct, frozen=True):
+    """The subjects that mappings read, and those of them that a page may link by itself."""
+
+    all: frozenset[str]
+    browser: frozenset[str]
+
+
 class Mappings(Struct, frozen=True):
     """What is in force. `destinations` are those that are on, `off` the others."""
 
@@ -28,9 +35,12 @@ class Mappings(Struct, frozen=True):
     profiles: tuple[Profile, ...]
 
     @property
-    def browser_subjects(self) -> frozenset[str]:
-        """The subjects, of any source, that a browser may link by itself."""
-        return frozenset(name for source in self.sources.values() for name in source.browser_subjects)
+    def subjects(self) -> SubjectNames:
+        """The subjects of all sources."""
+        return SubjectNames(
+            all=frozenset(name for source in self.sources.values() for name in source.subject_names),
+            browser=frozenset(name for source in self.sources.values() for name in source.browser_subjects),
+        )
 
 
 def bundled() -> Path:

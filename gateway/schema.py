@@ -304,6 +304,8 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "at": "When it happened. Default: when the webhook says.",
         "properties": "What the event carries.",
         "context": "Where it happened, such as the page's url and path.",
+        "privacy": "What the webhook asks about data, instead of an event: `forget` whom the subjects name, "
+        "`forget_account`, or `export` what is kept of the person.",
         "allow_pii": "true lets properties repeat the email, phone or name of `identity`; otherwise such an event is "
         "skipped as `pii_leak`.",
     },
@@ -317,7 +319,8 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "enabled_by": "The settings that switch it on: it is on when all of them are set.",
         "endpoint": "Where requests go; may use `${NAME}` and `${NAME:-default}`.",
         "event": "One event as this collector writes it, over id, name, event, kind, at, at_ms, user_id, identity, "
-        "visitor, session, click_ids, linked_by, properties, context, test, source, account, webhook_id, type, rule "
+        "visitor, session, click_ids, linked_by, unlinked, late_for, properties, context, test, source, account, "
+        "webhook_id, type, rule "
         "and settings.",
         "body": "The request's body, over `event` (or `events` in a batch), `secrets`, `settings` and `id`.",
         "product": "Which product's ids are meant by `visitor.<product>`. Default: the destination's name.",
@@ -344,6 +347,8 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "when": "Consent, over what `event` sees; if not met, the event is skipped as `no_consent`.",
         "test_events": "Test events: `skip` or `forward` them, or `only` them. Default: as GATEWAY_TEST_EVENTS says.",
         "max_age": "Older events are skipped as `too_old`: `72h`.",
+        "late": "Whether it is told, by an event of kind `identify`, of a link that came after an event went out "
+        "without a visitor; `late_for` is then the id of that event.",
         "like": "The destination whose file this one is over: another instance of it.",
         "variables": "What its settings are called here, by what they are called in the file that it is like.",
     },
@@ -381,6 +386,7 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "exact": "Whether events may have nothing but what is written.",
         "destination": "The destination whose requests are looked at.",
         "requests": "What it gets of each event: `url`, `headers` and `body`, or `skipped` with the reason.",
+        "privacy": "What the webhooks ask about data, in order.",
     },
     WebhookSpec: {
         "sample": "A sample of this source, by its file's name without `.json`.",
@@ -414,6 +420,8 @@ _EVENT: Mapping[str, _Schema] = {
     "user_id": {"description": "The user's id, as text; an email address is hashed.", **_TEXT},
     "identity": {"description": "Hashes by normalisation profile and field.", **_MAP},
     "visitor": {"description": "The visitor: ids by product, click_ids, linked_by, linked_at.", **_MAP},
+    "unlinked": {"description": "Why there is no visitor: no_subject, unknown_subject or expired.", **_TEXT},
+    "late_for": {"description": "The id of the event that a late link is told of.", **_TEXT},
     "subjects": {"description": "The names of its subjects, in order of trust.", "items": {"type": "string"}}
     | {"type": ["array", "null"]},
     "properties": {"description": "What it carries; money is a number in major units.", **_MAP},
@@ -497,6 +505,7 @@ _FORMS: Mapping[type[msgspec.Struct], Mapping[str, _Schema]] = {
     },
     TestSpec: {
         "expect": {"items": {"type": "object", "properties": _EVENT, "additionalProperties": False}},
+        "requests": {"items": {"type": "object"}},
         "sample": {"type": "string"},
         "payload": _PAYLOAD,
         "with": _PATCH,
@@ -536,7 +545,11 @@ _CONDITIONS: Mapping[type[msgspec.Struct], _Schema] = {
         "required": ["destination"],
         "anyOf": [{"required": ["like"]}, {"required": ["enabled_by", "endpoint", "event", "body"]}],
     },
-    RuleSpec: _if({"emit": {"const": None}}, {"required": ["once"], "properties": {"once": {"not": {"type": "null"}}}}),
+    RuleSpec: {
+        "anyOf": [
+            {"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in ("emit", "once", "privacy")
+        ]
+    },
     TestSpec: {
         "anyOf": [*_HAS_BODY["anyOf"], {"required": ["webhooks"], "properties": {"webhooks": {"minItems": 1}}}],
         "not": {"required": ["sample", "payload"]},

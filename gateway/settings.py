@@ -35,6 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     test_events: Literal["skip", "forward"]
     max_body: int
     trusted_proxies: str
+    exports: Path
     environment: "Environment"
 
     @property
@@ -61,7 +62,7 @@ class Environment:
 
     def __call__(self, name: str) -> str | None:
         """Return a setting, or None when it is not set. Raises `SettingsError` when its file cannot be read."""
-        if value := self._values.get(name):
+        if value := self._values.get(name, "").strip():
             return value
         if not (file := self._values.get(f"{name}_FILE")):
             return None
@@ -100,7 +101,8 @@ def load_settings(values: Mapping[str, str]) -> Settings:
     mistakes += [
         f"GATEWAY_LINK_ORIGINS: `{origin}` is no origin; write it as https://shop.example"
         for origin in origins
-        if not origin.startswith(("http://", "https://")) or origin.count("/") != 2
+        # `null` is the origin of every sandboxed frame: for Shopify's custom pixels, and only if it is listed.
+        if origin != "null" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2)
     ]
     retention = 0
     try:
@@ -127,5 +129,6 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         test_events="forward" if test_events == "forward" else "skip",
         max_body=int(max_body),
         trusted_proxies=text("GATEWAY_TRUSTED_PROXIES"),
+        exports=Path(text("GATEWAY_EXPORTS", "data/exports")),
         environment=environment,
     )

@@ -7,7 +7,7 @@ functions. `read` turns a request into a `Webhook`.
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -55,11 +55,15 @@ class IdentitySpec(Struct, frozen=True, forbid_unknown_fields=True):
     country: object = None
 
 
+Privacy = Literal["forget", "forget_account", "export"]
+"""What a rule may do instead of emitting: erase a person's data, or a whole account's, or write out a person's."""
+
+
 class RuleSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `rules:`."""
 
     on: str | list[str]
-    emit: str | None
+    emit: str | None = None
     name: str | None = None
     when: object = True
     kind: Kind = "track"
@@ -71,6 +75,7 @@ class RuleSpec(Struct, frozen=True, forbid_unknown_fields=True):
     properties: dict[str, object] = {}
     context: dict[str, object] = {}
     allow_pii: bool = False
+    privacy: Privacy | None = None
 
 
 class SetupSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +112,7 @@ class Rule(Struct, frozen=True):
     name: str
     on: tuple[str, ...]
     emit: str | None
+    privacy: Privacy | None
     kind: Kind
     when: Evaluate
     once: Evaluate
@@ -295,6 +301,7 @@ def _rule(spec: RuleSpec, name: str, index: int, wait_for_link: int, compiled: M
         name=name,
         on=rule_types(spec),
         emit=spec.emit,
+        privacy=spec.privacy,
         kind=spec.kind,
         **{key: compiled["rules", index, key] for key in RULE_TEMPLATES},
         hold=duration(spec.hold) if spec.hold else 0,
@@ -307,7 +314,7 @@ def _names(rules: Sequence[RuleSpec]) -> list[str]:
     """Return what skips, errors and tests call each rule: its name, or one that no other rule has."""
     names: list[str] = []
     for number, spec in enumerate(rules, 1):
-        made = f"{spec.emit or 'claim'} on {', '.join(rule_types(spec))}"
+        made = f"{spec.emit or spec.privacy or 'claim'} on {', '.join(rule_types(spec))}"
         names.append(spec.name or (made if made not in names else f"{made} (rule {number})"))
     return names
 
@@ -352,7 +359,9 @@ class _Checker:
         place: Place = ("rules", index)
         if not rule_types(spec):
             self.complain((*place, "on"), "a rule needs at least one type in `on`")
-        if spec.emit is None and spec.once is None:
-            self.complain(place, "a rule that emits nothing needs `once`: without it, it does nothing")
+        if spec.emit is None and spec.once is None and spec.privacy is None:
+            self.complain(place, "a rule that emits nothing needs `once` or `privacy`: without it, it does nothing")
+        if spec.privacy is not None and (spec.emit is not None or spec.once is not None):
+            self.complain((*place, "privacy"), "a rule about data neither emits nor claims: write two rules")
         self.duration(spec.wait_for_link, (*place, "wait_for_link"))
         self.duration(spec.hold, (*place, "hold"))

@@ -1,9 +1,22 @@
-"""Logs: one line an occurrence, with a stable name and the ids to search by. Nothing private goes in."""
+"""Logs and metrics. A log line has a stable name and the ids to search by; nothing private goes into either.
+
+The labels of metrics are names out of the mapping files, never anything that a payload brings.
+"""
 
 import logging
 import sys
 
 import structlog
+from prometheus_client import Counter
+
+EVENTS = Counter(
+    "gateway_events",
+    "Events by source, rule, and the subject that led to their visitor, or why none did: the stitch rate.",
+    ["source", "rule", "linked_by", "unlinked"],
+)
+LATE_LINKS = Counter(
+    "gateway_late_links", "Deliveries that tell of a link that came after the event had gone out.", ["destination"]
+)
 
 
 def configure_logs(*, json: bool, quiet: bool = False) -> None:

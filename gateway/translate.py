@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from gateway.deliveries import DataRequest
 from gateway.events import MONEY_TAG, Event, ProductIds, Visitor, Webhook
 from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE, Scope, milliseconds
 from gateway.identity import PiiGuard, Profile, hash_identity, normalise_email, normalise_subject
-from gateway.sources import Rule, Source, scope_of
+from gateway.sources import Privacy, Rule, Source, scope_of
 
 _NAMESPACE = NAMESPACE.bytes
 
@@ -57,13 +58,17 @@ class Emission(Struct, frozen=True):
 
 
 class Translation(Struct, frozen=True):
-    """All that a webhook says. `payments` are keys tied together by rules that emit nothing."""
+    """All that a webhook says. `payments` are keys tied together by rules that emit nothing.
+
+    `request` is what it asks about data.
+    """
 
     emissions: tuple[Emission, ...] = ()
     payments: tuple[Payment, ...] = ()
     subjects: Mapping[str, bytes] = {}
     visitor: Visitor | None = None
     notes: tuple[Note, ...] = ()
+    request: DataRequest | None = None
 
 
 class _Object(Struct):
@@ -102,6 +107,7 @@ def translate(webhook: Webhook, source: Source, profiles: Sequence[Profile], sub
     emissions: list[Emission] = []
     payments: list[Payment] = []
     notes: list[Note] = []
+    request: DataRequest | None = None
     for rule in rules:
         try:
             outcome = _apply(rule, webhook, scope, person, len(emissions))
@@ -115,7 +121,9 @@ def translate(webhook: Webhook, source: Source, profiles: Sequence[Profile], sub
                 payments.append(outcome)
             case Note():
                 notes.append(outcome)
-    return Translation(tuple(emissions), tuple(payments), person.subjects, person.visitor, tuple(notes))
+            case DataRequest():
+                request = outcome
+    return Translation(tuple(emissions), tuple(payments), person.subjects, person.visitor, tuple(notes), request)
 
 
 def _unmapped(webhook: Webhook) -> str:
@@ -126,16 +134,20 @@ def _unmapped(webhook: Webhook) -> str:
         return "unmapped"
 
 
-def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: int) -> Emission | Payment | Note:
+def _apply(
+    rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: int
+) -> Emission | Payment | Note | DataRequest:
     document = webhook.document
     if _is_false(rule.when(document, scope)):
         return Note(rule.name, skip="filtered")
+    if rule.privacy is not None:
+        return _data_request(rule.privacy, webhook, person)
     keys = _keys(rule.once(document, scope))
     payment = Payment(keys, rule.hold) if keys else None
     if rule.emit is None:
         return payment or Note(rule.name, skip="filtered")
-    properties = rule.properties(document, scope)
-    context = rule.context(document, scope)
+    properties = _without_nulls(rule.properties(document, scope))
+    context = _without_nulls(rule.context(document, scope))
     assert isinstance(properties, dict)  # noqa: S101 -- templates that are mappings yield one
     assert isinstance(context, dict)  # noqa: S101
     texts = _texts([properties, context], [], [MAX_SIZE])
@@ -163,6 +175,33 @@ def _apply(rule: Rule, webhook: Webhook, scope: Scope, person: _Person, index: i
         rule=rule.name,
     )
     return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)))
+
+
+def privacy_of(request: DataRequest) -> Privacy:
+    """Return what a request about data asks, as a rule writes it."""
+    return "export" if request.kind == "export" else "forget" if request.keys else "forget_account"
+
+
+def _data_request(asked: Privacy, webhook: Webhook, person: _Person) -> DataRequest:
+    """Return what is asked. Never more than is named: without a subject nobody's data is meant, not everybody's."""
+    if asked == "forget_account":
+        if not webhook.account:
+            raise EvaluationError("it asks for an account to be forgotten, and names none")
+        return DataRequest("forget", webhook.source, webhook.account)
+    if not person.subjects:
+        raise EvaluationError("it asks about somebody's data, and none of the `subjects` is in it")
+    return DataRequest(asked, webhook.source, webhook.account, tuple(person.subjects.values()))
+
+
+def _without_nulls(value: object, depth: int = 0) -> object:
+    """Leave keys without a value out of maps, as templates do by themselves and JMESPath's own `{…}` does not."""
+    if depth > MAX_DEPTH:
+        return value  # `_texts` refuses it
+    if isinstance(value, dict):
+        return {name: _without_nulls(item, depth + 1) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item, depth + 1) for item in value]
+    return value
 
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(\.[\w-]{1,63}){0,4}\.[A-Za-z]{2,24}\b")

@@ -18,7 +18,7 @@ from gateway.identity import PROFILES
 from gateway.mappings import bundled, load_mappings, sample_headers
 from gateway.money import Money
 from gateway.sources import MalformedWebhook, Source, compile_source, read_verified
-from gateway.translate import Emission, Translation, translate
+from gateway.translate import Emission, Translation, privacy_of, translate
 
 MAPPINGS = load_mappings(bundled(), lambda _: None)
 SAMPLES = sorted((bundled() / "samples").glob("*/*.json"))
@@ -88,6 +88,7 @@ def test_it_says_what_comes_of_every_sample(file: Path) -> None:
     assert told == [
         *(f"event {told_of(each)} ({each.event.rule})" for each in translation.emissions),
         *(f"payment keys {', '.join(map(text, each.keys))}" for each in translation.payments),
+        *([f"privacy {privacy_of(translation.request)}"] if translation.request else []),
         *(f"skipped {note.skip}" + (f" ({note.rule})" if note.rule else "") for note in translation.notes),
     ]
     assert told
@@ -108,7 +109,8 @@ def test_it_says_of_each_rule_whether_it_matched(file: Path) -> None:
     skipped = {note.rule: "not matched" for note in translation.notes if note.rule}
     assert {**made, **skipped}.items() <= told.items()
     tied = [verdict for name, verdict in told.items() if name not in {**made, **skipped}]
-    assert tied == ["matched, ties payment keys"] * len(translation.payments)
+    asks = [f"matched, asks about data: {privacy_of(translation.request)}"] if translation.request else []
+    assert tied == ["matched, ties payment keys"] * len(translation.payments) + asks
 
 
 @every_sample
@@ -484,9 +486,14 @@ webhook
 subjects, in order of trust
   user: data.object.metadata.user_id || data.object.parent.subscription_details.metadata.user_id ||
       data.object.subscription_details.metadata.user_id || ([data.object.client_reference_id][?@ &&
-      !starts_with(@, 'anon_')] | [0])
+      !starts_with(@, 'anon_') && !starts_with(@, 'vis_')] | [0])
     → nothing
   stripe_checkout: data.object.object == 'checkout.session' && data.object.id → nothing
+  stripe_reference: data.object.metadata.gateway_reference ||
+      data.object.parent.subscription_details.metadata.gateway_reference ||
+      data.object.subscription_details.metadata.gateway_reference || ([data.object.client_reference_id][?@ &&
+      (starts_with(@, 'anon_') || starts_with(@, 'vis_'))] | [0])
+    → nothing
   stripe_customer: data.object.customer || (data.object.object == 'customer' && data.object.id) → nothing
   stripe_payment: data.object.payment_intent || (data.object.object == 'payment_intent' && data.object.id)
     → "pi_3SGatewayOnce0001"
@@ -545,6 +552,7 @@ subjects, in order of trust
   user: note_attributes[?name == 'user_id'].value | [0] → nothing
   shopify_cart: cart_token → "hWN2Gatewaycart7f3c9d1e5b8a4c60"
   shopify_checkout: checkout_token || token → "c0ffee7f3c9d1e5b8a4c60d2e9f1a3b5"
+  shopify_reference: note_attributes[?name == '_gateway_reference'].value | [0] → nothing
   shopify_order: order_id || (financial_status && id) → nothing
   shopify_customer: customer.id || ((accepts_marketing != `null` || verified_email != `null`) && id)
     → "7012345678901"

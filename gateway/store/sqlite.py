@@ -18,7 +18,9 @@ Layout
 ------
 `webhook` is appended in order of arrival; so are `event` and `delivery`, whose keys begin with the webhook's number.
 The duplicate check has a narrow table of its own (`seen`), as random keys into a wide one would touch a page for
-every webhook. A payment's number is its first webhook's number times 1000, plus a counter.
+every webhook. Which subjects a webhook names is appended to `named`, and put into the index `subject` in batches:
+whoever asks the index brings it up to date first. A payment's number is its first webhook's number times 1000, plus a
+counter.
 
 Retention: after `retention` a webhook's body, events, deliveries and attempts go; a stub and its claims stay for
 `CLAIMS_FOR`, so that what a sender repeats late, or a reconciliation brings again, is still known.
@@ -28,23 +30,27 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import count, takewhile
 from pathlib import Path
 
-from msgspec import Struct, structs
+from msgspec import Struct, msgpack, structs
 
 from gateway.deliveries import (
     STANDING,
     Acceptance,
     Attempt,
     Counts,
+    DataRequest,
+    Forgotten,
     Lease,
     LinkPart,
     NewClaim,
     NewDelivery,
     NewEvent,
+    OpenRequest,
     Receipt,
     Settlement,
     State,
@@ -59,6 +65,15 @@ CLAIMS_FOR = 90 * 86_400_000
 """How long a webhook's duplicate key and a payment's claims are known, in ms. Stripe lists events for 30 days."""
 PURGE_STEP = 500
 """Webhooks purged in one transaction: bounds how long a purge holds the writer."""
+EXPIRED_FOR = 30 * 86_400_000
+"""How long a link that has ended is kept, in ms, so that an event can say that it came too late for it."""
+INDEX_EVERY = 256
+"""Webhooks whose subjects are put into their index at once: sorted, they touch fewer pages than one by one."""
+MAX_TOLD = 100
+"""Subjects that one link is passed on to, and webhooks of each that hear of it."""
+
+NOT_LATE, LATE_WANTED, LATE = range(3)
+"""Of a delivery: nobody asked; a link that comes too late is to be told of; it is what tells of one."""
 
 MIGRATIONS = (
     """
@@ -105,6 +120,23 @@ MIGRATIONS = (
     ALTER TABLE claim ADD COLUMN hold INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE claim ADD COLUMN order_id BLOB
     """,
+    """
+    CREATE TABLE named (
+        webhook INTEGER PRIMARY KEY, waits INTEGER NOT NULL, teaches INTEGER NOT NULL, keys BLOB NOT NULL
+    );
+    CREATE TABLE subject (
+        key BLOB NOT NULL, waits INTEGER NOT NULL, webhook INTEGER NOT NULL, PRIMARY KEY (key, waits, webhook)
+    ) WITHOUT ROWID;
+    INSERT INTO subject SELECT DISTINCT key, 1, webhook FROM waiting;
+    DROP TABLE waiting;
+    ALTER TABLE delivery ADD COLUMN late INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE link ADD COLUMN taught_by BLOB;
+    CREATE TABLE request (
+        number INTEGER PRIMARY KEY, asked_at INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
+        account TEXT NOT NULL, keys BLOB, done_at INTEGER NOT NULL, outcome TEXT NOT NULL
+    );
+    CREATE INDEX request_open ON request (number) WHERE done_at = 0
+    """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
 
@@ -120,6 +152,9 @@ class _Claim(Struct, frozen=True):
     hold: int
     order: bytes | None
 
+
+_encode = msgpack.Encoder().encode
+_KEYS = msgpack.Decoder(list[bytes])
 
 _CLAIM = "payment, event_id, webhook, event, held_until, hold, order_id"
 
@@ -204,32 +239,86 @@ class SqliteStore:
 
     # Links
 
-    async def link(self, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
-        """Store links and release what waited for them. Returns the destinations that have work now.
+    async def link(self, parts: Sequence[LinkPart], now: int) -> frozenset[str]:
+        """Store links and tell them to the webhooks that named these subjects and found no visitor.
 
-        A newer direct link replaces any; a learned one replaces only an older learned one.
+        Returns the destinations that have work now. A newer direct link replaces any; a learned one replaces only an
+        older one that was learned from the same subject, or one that has ended.
         """
-        return await self._writer.submit(lambda connection: _link(connection, parts, expires_at, now))
+        return await self._writer.submit(lambda connection: _link(connection, parts, now))
 
-    async def resolve(self, keys: Sequence[bytes], now: int) -> dict[bytes, list[LinkPart]]:
-        """Return what is linked to each of the keys, in one round trip. Raises `StoreUnavailable`."""
+    async def resolve(self, keys: Sequence[bytes]) -> dict[bytes, list[LinkPart]]:
+        """Return what is linked to each of the keys, in one round trip; also what has ended lately.
+
+        Raises `StoreUnavailable`.
+        """
         marks = ",".join("?" * len(keys))
         rows = self._read_in_turn(
-            f"SELECT key, part, sealed, linked_at, learned FROM link WHERE key IN ({marks}) AND expires_at > ?",  # noqa: S608
-            (*keys, now),
+            "SELECT key, part, sealed, linked_at, expires_at, iif(learned, coalesce(taught_by, x''), NULL) FROM link "  # noqa: S608
+            f"WHERE key IN ({marks})",
+            keys,
         )
         found: dict[bytes, list[LinkPart]] = {}
-        for key, part, sealed, linked_at, learned in rows:
-            found.setdefault(key, []).append(LinkPart(key, part, sealed, linked_at, bool(learned)))
+        for row in rows:
+            found.setdefault(row[0], []).append(LinkPart(*row))
         return found
 
-    async def forget(self, keys: Sequence[bytes]) -> int:
-        """Erase the links of these subjects. Returns how many parts there were."""
-        return await self._writer.submit(
-            lambda connection: sum(
-                connection.execute("DELETE FROM link WHERE key = ?", (key,)).rowcount for key in keys
+    # What people may ask about their data
+
+    async def ask(self, request: DataRequest, now: int) -> int:
+        """Write down what somebody asks about data, to be fulfilled. Returns its number."""
+        return await self._writer.submit(lambda connection: _ask(connection, request, now))
+
+    async def asked(self) -> list[OpenRequest]:
+        """Return the requests about data that are to be fulfilled, the oldest first."""
+        rows = await self._read(
+            "SELECT number, asked_at, kind, source, account, keys FROM request WHERE done_at = 0 ORDER BY number", ()
+        )
+        return [
+            OpenRequest(number, asked_at, DataRequest(kind, source, account, tuple(_KEYS.decode(keys))))
+            for number, asked_at, kind, source, account, keys in rows
+        ]
+
+    async def fulfilled(self, number: int, now: int, outcome: str) -> None:
+        """Close a request about data. What it was about is erased with it; `outcome` stays, and names nobody."""
+        await self._writer.submit(
+            lambda connection: connection.execute(
+                "UPDATE request SET keys = NULL, done_at = ?, outcome = ? WHERE number = ?", (now, outcome, number)
             )
         )
+
+    async def naming(self, keys: Sequence[bytes], *, before: int | None = None, limit: int = 50) -> list[int]:
+        """Return the numbers of webhooks that name one of these subjects, newest first."""
+        await self._writer.submit(_index)
+        marks = ",".join("?" * len(keys))
+        rows = await self._read(
+            f"SELECT DISTINCT webhook FROM subject WHERE key IN ({marks}) AND webhook < ? "  # noqa: S608
+            "ORDER BY webhook DESC LIMIT ?",
+            (*keys, before if before is not None else 2**62, limit),
+        )
+        return [row[0] for row in rows]
+
+    async def forget(self, keys: Sequence[bytes]) -> Forgotten:
+        """Erase these subjects: their links, the webhooks that name them, and what was made of those.
+
+        The links of the other subjects that those webhooks name go too: they are the same person's. Claims stay, so
+        that nothing counts twice. A delivery that is being sent right now may still arrive.
+        """
+        total = Forgotten()
+        while (step := await self._writer.submit(lambda connection: _forget(connection, keys))) != Forgotten():
+            total = Forgotten(*(one + other for one, other in zip(_counted(total), _counted(step), strict=True)))
+        return total
+
+    async def forget_account(self, source: str, account: str) -> Forgotten:
+        """Erase all that came from one account of a source, as `forget` does, a step at a time."""
+        total, after = Forgotten(), 0
+        while True:
+            step, after = await self._writer.submit(
+                lambda connection, after=after: _forget_account(connection, source, account, after)  # type: ignore[misc]
+            )
+            total = Forgotten(*(one + other for one, other in zip(_counted(total), _counted(step), strict=True)))
+            if not after:
+                return total
 
     # Archive: what the console and the command line need
 
@@ -296,10 +385,10 @@ class SqliteStore:
         """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
         purged = 0
         while True:
-            erased, forgotten = await self._writer.submit(lambda connection: _purge(connection, now, retention))
-            if not erased and not forgotten:
-                break
+            looked_at, erased = await self._writer.submit(lambda connection: _purge(connection, now, retention))
             purged += erased
+            if not looked_at:
+                break
         await self._writer.submit(lambda connection: _purge_links(connection, now))
         return purged
 
@@ -413,6 +502,14 @@ def _accept(connection: sqlite3.Connection, new: Acceptance) -> Receipt:
     ).lastrowid
     assert webhook is not None  # noqa: S101 -- an INSERT into a rowid table has one
     connection.execute("INSERT INTO seen VALUES (?, ?)", (new.key, webhook))
+    if new.subjects:
+        connection.execute(
+            "INSERT INTO named VALUES (?, ?, ?, ?)", (webhook, new.unlinked, new.teaches, _encode(new.subjects))
+        )
+        if not webhook % INDEX_EVERY:
+            _index(connection)
+    if new.request is not None:
+        _ask(connection, new.request, new.received_at)
     return _store_events(connection, webhook, new, new.received_at)
 
 
@@ -428,6 +525,7 @@ def _store_events(
     payments = count(first_payment or webhook * 1000)
     numbers = count(first_delivery)
     due: set[str] = set()
+    linked: bool | None = None
     for claim in new.bare_claims:
         _claim(connection, claim, None, next(payments), first_event, now)
     for event_number, event in enumerate(new.events, first_event):
@@ -436,23 +534,20 @@ def _store_events(
         order = event.claim.order if event.claim else None
         owner = _Claim(next(payments), event.id, webhook, event_number, now + hold if hold else 0, hold, order)
         taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, first_event, now)
-        linked = any(delivery.wait_until for delivery in event.deliveries) and _any_linked(connection, event, now)
+        if linked is None and any(delivery.wait_until for delivery in event.deliveries):
+            linked = _any_linked(connection, new.subjects, now)
         rows: list[tuple[object, ...]] = []
         for delivery in event.deliveries:
-            row = _new_delivery(delivery, owner.held_until, taken=taken, linked=linked, now=now)
+            row = _new_delivery(delivery, owner.held_until, taken=taken, linked=bool(linked), now=now)
             number = next(numbers)
             # Plain integers: sqlite3 asks every value of a type it does not know whether it can be adapted.
-            rows.append((webhook, number, event_number, delivery.destination, int(row[0]), *row[1:]))
+            late = LATE_WANTED if delivery.late and not taken else NOT_LATE
+            rows.append((webhook, number, event_number, delivery.destination, int(row[0]), *row[1:], late))
             if row[0] == State.DUE:
                 due.add(delivery.destination)
-            elif row[0] == State.WAITING and delivery.wait_until > now:
-                connection.executemany(
-                    "INSERT OR IGNORE INTO waiting VALUES (?, ?, ?)",
-                    [(key, webhook, number) for key in event.subjects],
-                )
-        connection.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL)", rows)
+        connection.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL, ?)", rows)
     if new.learned:
-        due |= _link(connection, new.learned, new.links_expire_at, now)
+        due |= _link(connection, new.learned, now)
     return Receipt(webhook, duplicate=False, due=frozenset(due))
 
 
@@ -472,10 +567,10 @@ def _new_delivery(
     return State.WAITING, "link" if wait_until > held_until else "hold", due_at, held_until
 
 
-def _any_linked(connection: sqlite3.Connection, event: NewEvent, now: int) -> bool:
+def _any_linked(connection: sqlite3.Connection, keys: Sequence[bytes], now: int) -> bool:
     return any(
         connection.execute("SELECT 1 FROM link WHERE key = ? AND expires_at > ? LIMIT 1", (key, now)).fetchone()
-        for key in event.subjects
+        for key in keys
     )
 
 
@@ -593,7 +688,7 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
     ).fetchall()
     settled = {(id, destination) for id, destination, _, state in existing if state in STANDING}
     events = tuple(
-        NewEvent(event.id, event.sealed, kept, event.claim, event.subjects)
+        NewEvent(event.id, event.sealed, kept, event.claim)
         for event in new.events
         if (kept := tuple(each for each in event.deliveries if (event.id, each.destination) not in settled))
     )
@@ -611,8 +706,20 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
         "SELECT coalesce(max(payment), ?1 - 1) FROM payment_key WHERE payment BETWEEN ?1 AND ?1 + 999",
         (webhook * 1000,),
     ).fetchone()
+    _rename(connection, webhook, new)
     replayed = structs.replace(new, events=events)
     return _store_events(connection, webhook, replayed, now, first_event, first_delivery, last_payment + 1)
+
+
+def _rename(connection: sqlite3.Connection, webhook: int, new: Acceptance) -> None:
+    """Let a webhook name whom it names under the mappings in force."""
+    _index(connection)
+    _unname(connection, webhook)
+    if new.subjects:
+        row = (webhook, new.unlinked, new.teaches, _encode(new.subjects))
+        connection.execute("INSERT INTO named VALUES (?, ?, ?, ?)", row)
+        named = [(key, new.unlinked, webhook) for key in new.subjects]
+        connection.executemany("INSERT OR IGNORE INTO subject VALUES (?, ?, ?)", named)
 
 
 # delivery
@@ -622,15 +729,16 @@ def _lease(
     connection: sqlite3.Connection, destination: str, limit: int, now: int, until: int
 ) -> tuple[list[Lease], int | None]:
     rows = connection.execute(
-        "SELECT d.webhook, d.number, d.fence + 1, d.attempts, d.first_try_at, e.sealed, d.rendered FROM delivery d "
-        "JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
+        "SELECT d.webhook, d.number, d.fence + 1, d.attempts, d.first_try_at, e.sealed, d.rendered, d.late = 2 "
+        "FROM delivery d JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
         "WHERE d.destination = ? AND d.due_at <= ? AND d.state < 10 ORDER BY d.due_at LIMIT ?",
         (destination, now, limit),
     ).fetchall()
     leases = [Lease(*row) for row in rows]
     connection.executemany(
         "UPDATE delivery SET state = ?, reason = NULL, due_at = ?, fence = ? WHERE webhook = ? AND number = ?",
-        [(State.LEASED, until, each.fence, each.webhook, each.number) for each in leases],
+        # Plain numbers: sqlite3 takes three times as long to bind an IntEnum.
+        [(int(State.LEASED), until, each.fence, each.webhook, each.number) for each in leases],
     )
     (next_due,) = connection.execute(
         "SELECT min(due_at) FROM delivery WHERE destination = ? AND state < 10", (destination,)
@@ -639,81 +747,223 @@ def _lease(
 
 
 def _settle(connection: sqlite3.Connection, settlements: Sequence[Settlement]) -> int:
-    held = 0
+    tries: list[tuple[object, ...]] = []
+    outcomes: list[tuple[object, ...]] = []
     for each in settlements:
         lease, attempt = each.lease, each.attempt
-        attempts = lease.attempts + (attempt is not None)
-        first_try_at = lease.first_try_at or (attempt.at if attempt else 0)
-        changed = connection.execute(
-            "UPDATE delivery SET state = ?, reason = ?, due_at = ?, attempts = ?, first_try_at = ?, rendered = ? "
-            "WHERE webhook = ? AND number = ? AND fence = ? AND state = ?",
-            (
-                each.state,
-                each.reason,
-                each.due_at,
-                attempts,
-                first_try_at,
-                each.rendered,
-                lease.webhook,
-                lease.number,
-                lease.fence,
-                State.LEASED,
-            ),
-        ).rowcount
-        held += changed
-        if attempt is not None and changed:
-            connection.execute(
-                "INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    lease.webhook,
-                    lease.number,
-                    attempts,
-                    attempt.at,
-                    attempt.took,
-                    attempt.status,
-                    attempt.outcome,
-                    attempt.response,
-                ),
-            )
-    return held
+        held = (lease.webhook, lease.number, lease.fence, int(State.LEASED))
+        attempts, first_try_at = lease.attempts, lease.first_try_at
+        if attempt is not None:
+            attempts, first_try_at = attempts + 1, first_try_at or attempt.at
+            answer = (attempt.at, attempt.took, attempt.status, attempt.outcome, attempt.response)
+            tries.append((attempts, *answer, *held))
+        outcomes.append((int(each.state), each.reason, each.due_at, attempts, first_try_at, each.rendered, *held))
+    # The attempts first, as an outcome ends the lease that both count under.
+    connection.executemany(
+        "INSERT OR REPLACE INTO attempt SELECT webhook, number, ?, ?, ?, ?, ?, ? FROM delivery "
+        "WHERE webhook = ? AND number = ? AND fence = ? AND state = ?",
+        tries,
+    )
+    return connection.executemany(
+        "UPDATE delivery SET state = ?, reason = ?, due_at = ?, attempts = ?, first_try_at = ?, rendered = ? "
+        "WHERE webhook = ? AND number = ? AND fence = ? AND state = ?",
+        outcomes,
+    ).rowcount
 
 
 # links
 
 
-def _store_links(connection: sqlite3.Connection, parts: Iterable[LinkPart], expires_at: int) -> None:
+def _store_links(connection: sqlite3.Connection, parts: Iterable[LinkPart], now: int) -> None:
     connection.executemany(
-        "INSERT INTO link VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key, part) DO UPDATE SET "
+        "INSERT INTO link VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (key, part) DO UPDATE SET "
         "sealed = excluded.sealed, linked_at = excluded.linked_at, learned = excluded.learned, "
-        "expires_at = excluded.expires_at "
-        "WHERE excluded.linked_at >= link.linked_at AND excluded.learned <= link.learned "
-        "OR link.learned AND NOT excluded.learned",
-        [(each.key, each.part, each.sealed, each.linked_at, each.learned, expires_at) for each in parts],
+        "expires_at = excluded.expires_at, taught_by = excluded.taught_by "
+        "WHERE link.expires_at <= ?8 OR link.learned AND NOT excluded.learned "
+        "OR excluded.linked_at >= link.linked_at AND NOT link.learned AND NOT excluded.learned "
+        "OR excluded.linked_at >= link.linked_at AND link.taught_by = excluded.taught_by",
+        [
+            (
+                each.key,
+                each.part,
+                each.sealed,
+                each.linked_at,
+                each.taught_by is not None,
+                each.expires_at,
+                each.taught_by,
+                now,
+            )
+            for each in parts
+        ],
     )
 
 
-def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], expires_at: int, now: int) -> frozenset[str]:
-    _store_links(connection, parts, expires_at)
+def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], now: int) -> frozenset[str]:
+    """Store links, and pass them on: a webhook that names one of these subjects says who else it is."""
+    _store_links(connection, parts, now)
+    _index(connection)
     released: set[str] = set()
-    for key in {part.key for part in parts}:
-        rows = connection.execute("DELETE FROM waiting WHERE key = ? RETURNING webhook, delivery", (key,)).fetchall()
-        for webhook, delivery in rows:
-            row = connection.execute(
-                "UPDATE delivery SET due_at = max(held_until, ?), reason = iif(held_until > ?, 'hold', NULL), "
-                "state = iif(held_until > ?, ?, ?) "
-                "WHERE webhook = ? AND number = ? AND state = ? RETURNING destination, state",
-                (now, now, now, State.WAITING, State.DUE, webhook, delivery, State.WAITING),
-            ).fetchone()
-            if row is not None and row[1] == State.DUE:
-                released.add(row[0])
+    heard: set[bytes] = set()
+    tell = deque(dict.fromkeys(part.key for part in parts))
+    while tell and len(heard) < MAX_TOLD:
+        key = tell.popleft()
+        heard.add(key)
+        rows = connection.execute(
+            "SELECT n.webhook, n.teaches, n.keys FROM subject s JOIN named n ON n.webhook = s.webhook "
+            "WHERE s.key = ? AND s.waits = 1 ORDER BY s.webhook DESC LIMIT ?",
+            (key, MAX_TOLD),
+        ).fetchall()
+        for webhook, teaches, packed in rows:
+            keys = _KEYS.decode(packed)
+            connection.executemany(
+                "UPDATE subject SET waits = 0 WHERE key = ? AND waits = 1 AND webhook = ?",
+                [(each, webhook) for each in keys],
+            )
+            released |= _release(connection, webhook, now)
+            if teaches:
+                tell += [each for each in keys if each not in heard and _teach(connection, key, each, now)]
     return frozenset(released)
+
+
+def _teach(connection: sqlite3.Connection, teacher: bytes, key: bytes, now: int) -> bool:
+    """Link `key` as `teacher` is, if it is not linked. Returns whether it was news."""
+    if _any_linked(connection, [key], now):
+        return False
+    connection.execute(
+        "INSERT OR REPLACE INTO link SELECT ?, part, sealed, linked_at, 1, expires_at, key FROM link "
+        "WHERE key = ? AND expires_at > ?",
+        (key, teacher, now),
+    )
+    return True
+
+
+def _release(connection: sqlite3.Connection, webhook: int, now: int) -> set[str]:
+    """Let a webhook's deliveries know that its visitor is known. Returns the destinations that have work now.
+
+    What waits for a link waits no longer. What nobody took for want of a visitor is tried again. And for what has
+    gone out without one, or may have, there is a late delivery where the destination wants it.
+    """
+    late = connection.execute(
+        "INSERT INTO delivery SELECT webhook, "
+        "(SELECT max(number) FROM delivery WHERE webhook = ?1) + row_number() OVER (ORDER BY number), "
+        "event, destination, ?2, NULL, ?3, 0, 0, 0, 0, NULL, ?4 FROM delivery WHERE webhook = ?1 AND late = ?5 AND ("
+        "state IN (?6, ?7, ?8, ?9) OR state = ?2 AND attempts > 0 OR state = ?10 AND reason = 'not_routed') "
+        "RETURNING destination",
+        (
+            webhook,
+            int(State.DUE),
+            now,
+            LATE,
+            LATE_WANTED,
+            int(State.LEASED),
+            int(State.PARKED),
+            int(State.SENT),
+            int(State.DEAD),
+            int(State.SKIPPED),
+        ),
+    ).fetchall()
+    rows = connection.execute(
+        "UPDATE delivery SET due_at = max(held_until, ?1), reason = iif(held_until > ?1, 'hold', NULL), "
+        "state = iif(held_until > ?1, ?2, ?3) "
+        "WHERE webhook = ?4 AND (state = ?2 OR state = ?5 AND reason = 'no_person') RETURNING destination, state",
+        (now, int(State.WAITING), int(State.DUE), webhook, int(State.SKIPPED)),
+    ).fetchall()
+    connection.execute("UPDATE delivery SET late = ? WHERE webhook = ? AND late = ?", (NOT_LATE, webhook, LATE_WANTED))
+    return {destination for destination, state in rows if state == State.DUE} | {row[0] for row in late}
+
+
+def _index(connection: sqlite3.Connection) -> None:
+    """Bring the index of subjects up to date."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'indexed_to'").fetchone()
+    new = connection.execute(
+        "SELECT webhook, waits, keys FROM named WHERE webhook > ? ORDER BY webhook", (row[0] if row else 0,)
+    ).fetchall()
+    if not new:
+        return
+    entries = sorted((key, waits, webhook) for webhook, waits, keys in new for key in _KEYS.decode(keys))
+    connection.executemany("INSERT OR IGNORE INTO subject VALUES (?, ?, ?)", entries)
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('indexed_to', ?)", (new[-1][0],))
+
+
+# what people may ask about their data
+
+
+def _ask(connection: sqlite3.Connection, request: DataRequest, now: int) -> int:
+    number = connection.execute(
+        "INSERT INTO request VALUES (NULL, ?, ?, ?, ?, ?, 0, '')",
+        (now, request.kind, request.source, request.account, _encode(request.keys)),
+    ).lastrowid
+    assert number is not None  # noqa: S101 -- an INSERT into a rowid table has one
+    return number
+
+
+def _forget(connection: sqlite3.Connection, keys: Sequence[bytes]) -> Forgotten:
+    """Erase one step of what is known of these subjects."""
+    _index(connection)
+    marks = ",".join("?" * len(keys))
+    webhooks = connection.execute(
+        f"SELECT DISTINCT webhook FROM subject WHERE key IN ({marks}) LIMIT ?",  # noqa: S608
+        (*keys, PURGE_STEP),
+    ).fetchall()
+    return _erase(connection, [row[0] for row in webhooks], keys)
+
+
+def _forget_account(connection: sqlite3.Connection, source: str, account: str, after: int) -> tuple[Forgotten, int]:
+    """Erase one step of an account's webhooks. Also returns the number to go on from, 0 at the end."""
+    _index(connection)
+    webhooks = connection.execute(
+        "SELECT webhook FROM webhook WHERE webhook > ? AND source = ? AND account = ? AND sealed NOT NULL "
+        "ORDER BY webhook LIMIT ?",
+        (after, source, account, PURGE_STEP),
+    ).fetchall()
+    numbers = [row[0] for row in webhooks]
+    return _erase(connection, numbers, ()), numbers[-1] if numbers else 0
+
+
+def _erase(connection: sqlite3.Connection, webhooks: Sequence[int], keys: Iterable[bytes]) -> Forgotten:
+    persons = set(keys)
+    pending = erased = 0
+    for webhook in webhooks:
+        row = connection.execute("SELECT keys FROM named WHERE webhook = ?", (webhook,)).fetchone()
+        persons.update(_KEYS.decode(row[0]) if row else ())
+        (unsent,) = connection.execute(
+            "SELECT count(*) FROM delivery WHERE webhook = ? AND state < ?", (webhook, int(State.SENT))
+        ).fetchone()
+        pending += unsent
+        erased += connection.execute(
+            "UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ? AND sealed NOT NULL", (webhook,)
+        ).rowcount
+        first, last = webhook * 1000, webhook * 1000 + 999
+        connection.execute("UPDATE claim SET order_id = NULL WHERE payment BETWEEN ? AND ?", (first, last))
+    links = sum(connection.execute("DELETE FROM link WHERE key = ?", (key,)).rowcount for key in persons)
+    _erase_rows(connection, webhooks)
+    return Forgotten(links, erased, pending)
+
+
+def _erase_rows(connection: sqlite3.Connection, webhooks: Sequence[int]) -> None:
+    """Erase what was made of webhooks, and whom they name."""
+    for webhook in webhooks:
+        _unname(connection, webhook)
+    for table in ("attempt", "delivery", "event"):
+        connection.executemany(f"DELETE FROM {table} WHERE webhook = ?", [(each,) for each in webhooks])  # noqa: S608
+
+
+def _unname(connection: sqlite3.Connection, webhook: int) -> None:
+    """Erase whom a webhook names, from the index as well."""
+    for (keys,) in connection.execute("DELETE FROM named WHERE webhook = ? RETURNING keys", (webhook,)).fetchall():
+        named = [(key, webhook) for key in _KEYS.decode(keys)]
+        connection.executemany("DELETE FROM subject WHERE key = ? AND waits IN (0, 1) AND webhook = ?", named)
+
+
+def _counted(forgotten: Forgotten) -> tuple[int, int, int]:
+    return forgotten.links, forgotten.webhooks, forgotten.pending
 
 
 # retention
 
 
 def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[int, int]:
-    """Purge one step: bodies past retention, then stubs past `CLAIMS_FOR`. Returns how many of each.
+    """Purge one step: bodies past retention, then stubs past `CLAIMS_FOR`. Returns how many it was and had bodies.
 
     Rows are in order of arrival, but for a clock that was set back and for webhooks that overtook each other: the
     first that is too young ends a step, as `purged_to` must not pass it.
@@ -724,9 +974,9 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
         "SELECT webhook, received_at FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?", (purged_to, PURGE_STEP)
     ).fetchall()
     old = [row[:1] for row in takewhile(lambda row: row[1] < now - retention, window)]
-    for table in ("attempt", "delivery", "event"):
-        connection.executemany(f"DELETE FROM {table} WHERE webhook = ?", old)  # noqa: S608
-    connection.executemany("UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ?", old)
+    _erase_rows(connection, [each[0] for each in old])
+    erase = "UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ? AND sealed NOT NULL"
+    erased = connection.executemany(erase, old).rowcount if old else 0
     if old:
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('purged_to', ?)", (old[-1][0],))
     stubs = connection.execute(
@@ -741,17 +991,13 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
         connection.execute("DELETE FROM seen WHERE key = ?", (key,))
         connection.execute("DELETE FROM webhook WHERE webhook = ?", (webhook,))
     if connection.execute("SELECT 1 FROM webhook LIMIT 1").fetchone() is None:
-        connection.execute("DELETE FROM meta WHERE name = 'purged_to'")  # numbers begin anew when no row is left
-    return len(old), len(stubs)
+        # Numbers begin anew when no row is left.
+        connection.execute("DELETE FROM meta WHERE name IN ('purged_to', 'indexed_to')")
+    return len(old) + len(stubs), erased
 
 
 def _purge_links(connection: sqlite3.Connection, now: int) -> None:
-    connection.execute("DELETE FROM link WHERE expires_at <= ?", (now,))
-    connection.execute(
-        "DELETE FROM waiting WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.webhook = waiting.webhook "
-        "AND d.number = waiting.delivery AND d.state = ?)",
-        (State.WAITING,),
-    )
+    connection.execute("DELETE FROM link WHERE expires_at <= ?", (now - EXPIRED_FOR,))
 
 
 def _stored_webhook(row: tuple) -> StoredWebhook:  # type: ignore[type-arg]

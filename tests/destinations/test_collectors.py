@@ -38,7 +38,7 @@ from tests.destinations.fakes import (
     WEBSITE,
     Fake,
 )
-from tests.destinations.test_golden import EVENTS, cases, databuddy_identify
+from tests.destinations.test_golden import EVENTS, cases, destination
 
 SEALER = Sealer(b"k" * 32)
 PATHS = {
@@ -397,7 +397,7 @@ async def test_an_order_of_many_items_fits_into_databuddys_properties(tmp_path: 
 async def test_databuddy_learns_who_a_visitor_is(tmp_path: Path) -> None:
     fake = Fake()
     with running(fake.app()) as url:
-        to = databuddy_identify(tmp_path / "mappings", DATABUDDY_API_URL=f"{url}/databuddy")
+        to = destination("databuddy-identify", DATABUDDY_API_URL=f"{url}/databuddy")
         settled = await deliver([sampled()["identify"]], to, tmp_path)
     assert settled == [(State.SENT, None)]
     assert fake.kept == [dict(cases("databuddy"))["identify"]["body"]]

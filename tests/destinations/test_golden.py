@@ -22,7 +22,7 @@ from msgspec import structs
 from gateway.deliveries import State
 from gateway.destinations import Destination, Response, judge, pack, render
 from gateway.events import Event, ProductIds, Visitor
-from gateway.mappings import bundled, copy_bundled, load_mappings
+from gateway.mappings import bundled, load_mappings
 from gateway.money import Money
 from gateway.signatures import VerifySpec, compile_verification, verify
 
@@ -142,14 +142,6 @@ def paths(value: object, path: str = "") -> Iterator[str]:
         yield from paths(each, f"{path}.{key}")
 
 
-def databuddy_identify(folder: Path, **settings: str) -> Destination:
-    """Return the second destination that databuddy.yaml tells how to write, loaded from beside it."""
-    copy_bundled(folder)
-    lines = re.findall(r"^#     (.*)$", (folder / "destinations" / "databuddy.yaml").read_text(), re.MULTILINE)
-    (folder / "destinations" / "databuddy-identify.yaml").write_text("\n".join(lines))
-    return load_mappings(folder, {**SETTINGS, **settings}.get).destinations["databuddy-identify"]
-
-
 def check(to: Destination, name: str, golden: dict[str, object]) -> None:
     rendered = render(EVENTS[name], to)
     assert isinstance(rendered, bytes)
@@ -183,8 +175,8 @@ def test_databuddy_as_its_sdk_writes_it(name: str, golden: dict[str, object]) ->
     check(destination("databuddy"), name, golden)
 
 
-def test_databuddy_identifies_with_the_second_file_that_the_first_tells_of(tmp_path: Path) -> None:
-    to = databuddy_identify(tmp_path)
+def test_databuddy_identifies_with_a_file_of_its_own() -> None:
+    to = destination("databuddy-identify")
     check(to, "identify", dict(cases("databuddy"))["identify"])
     assert (to.url, *to.kinds) == ("https://basket.databuddy.cc/identify", "identify")
     assert render(structs.replace(EVENTS["identify"], user_id=None), to) == "no_person"

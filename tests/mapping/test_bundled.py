@@ -95,6 +95,6 @@ def test_any_document_is_translated_or_refused_as_malformed(changed: tuple[Path,
     except MalformedWebhook as refused:
         assert str(refused)  # noqa: PT017 -- either end is right, if it says why
         return
-    assert translation.emissions or translation.payments or translation.notes
+    assert translation.emissions or translation.payments or translation.notes or translation.request
     for emission in translation.emissions:
         assert decode_event(encode_event(emission.event)) == emission.event

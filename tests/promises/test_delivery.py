@@ -157,7 +157,8 @@ async def test_it_gives_up_after_three_days_with_the_reason(outgoing: Outgoing, 
 
 async def test_a_collector_that_is_not_there_is_tried_again(outgoing: Outgoing) -> None:
     delivery = await outgoing.step()
-    assert (delivery.state, delivery.reason) == (State.DUE, "network: the connection was refused: nothing listens on this port")
+    reason = "network: the connection was refused: nothing listens on this port"
+    assert (delivery.state, delivery.reason) == (State.DUE, reason)
 
 
 @answers(302)

@@ -147,9 +147,15 @@ def test_a_token_of_one_user_links_no_other(gateway: Gateway) -> None:
     assert gateway.link(body, PAGE).status_code == 403
 
 
-@pytest.mark.parametrize("subject", ["user", "email", "stripe_customer", "stripe_payment", "anything"])
+@pytest.mark.parametrize("subject", ["user", "email", "stripe_customer", "stripe_payment"])
 def test_a_page_links_nothing_that_can_be_guessed(gateway: Gateway, subject: str) -> None:
     assert gateway.link({**VISITOR, "subjects": {subject: "42"}}, PAGE).status_code == 403
+
+
+def test_what_no_mapping_reads_costs_no_link(gateway: Gateway) -> None:
+    body = {**VISITOR, "subjects": {"stripe_checkout": "cs_live_a1GatewaySampleOneTime0001", "other_cart": "c"}}
+    assert gateway.link(body, PAGE).status_code == 204
+    assert gateway.link({**VISITOR, "subjects": {"other_cart": "c"}}, PAGE).status_code == 400
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://shop.example", "https://shop.example.evil"])

@@ -29,9 +29,8 @@ def key(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def event(id: str, *deliveries: NewDelivery, claim: NewClaim | None = None, subjects: tuple[str, ...] = ()) -> NewEvent:
-    keys = tuple(key(subject) for subject in subjects)
-    return NewEvent(key(f"event {id}"), f"sealed {id}".encode(), deliveries or (SINK,), claim, keys)
+def event(id: str, *deliveries: NewDelivery, claim: NewClaim | None = None) -> NewEvent:
+    return NewEvent(key(f"event {id}"), f"sealed {id}".encode(), deliveries or (SINK,), claim)
 
 
 def webhook(
@@ -40,10 +39,14 @@ def webhook(
     at: int = NOW,
     bare: tuple[NewClaim, ...] = (),
     learned: tuple[LinkPart, ...] = (),
+    subjects: tuple[str, ...] = (),
     account: str = "",
     type: str = "t",
 ) -> Acceptance:
-    """Return a webhook with these events, and the duplicate key that its account, type and id give it."""
+    """Return a webhook with these events, and the duplicate key that its account, type and id give it.
+
+    With `subjects` it names somebody whom nobody linked.
+    """
     return Acceptance(
         key=key(f"{account} {type} {id}"),
         source="stripe",
@@ -59,7 +62,9 @@ def webhook(
         events=events,
         bare_claims=bare,
         learned=learned,
-        links_expire_at=at + 400 * DAY,
+        subjects=tuple(key(each) for each in subjects),
+        unlinked=bool(subjects),
+        teaches=True,
     )
 
 
@@ -90,8 +95,11 @@ def tie(id: str, *keys: str, at: int = NOW) -> Acceptance:
     return webhook(id, at=at, bare=(NewClaim(tuple(key(each) for each in keys)),))
 
 
-def part(subject: str, value: str, at: int = NOW, product: str = "", *, learned: bool = False) -> LinkPart:
-    return LinkPart(key(subject), product, value.encode(), at, learned)
+def part(
+    subject: str, value: str, at: int = NOW, product: str = "", *, by: str | None = None, ends: int = NOW + DAY
+) -> LinkPart:
+    """Return a part of a subject's link, learned from the subject `by`."""
+    return LinkPart(key(subject), product, value.encode(), at, ends, key(by) if by else None)
 
 
 async def lease(store: Store, now: int = NOW, limit: int = 100, destination: str = "sink") -> list[Lease]:
@@ -117,5 +125,6 @@ async def states(store: Store, *webhooks: int) -> list[tuple[State, str | None]]
 
 
 async def linked(store: Store, subject: str, now: int = NOW) -> dict[str, bytes]:
-    """Return what is linked to a subject, by product."""
-    return {each.part: each.sealed for each in (await store.resolve([key(subject)], now)).get(key(subject), [])}
+    """Return what is linked to a subject at `now`, by product."""
+    found = (await store.resolve([key(subject)])).get(key(subject), [])
+    return {each.part: each.sealed for each in found if each.expires_at > now}

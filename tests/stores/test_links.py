@@ -9,15 +9,15 @@ from tests.stores.reports import DAY, NOW, accept, key, linked, part, webhook
 
 async def link(store: Store, *parts: LinkPart) -> None:
     for each in parts:
-        await store.link([each], NOW + DAY, NOW)
+        await store.link([each], NOW)
 
 
 def direct(value: str, at: int = NOW) -> LinkPart:
     return part("user", value, at)
 
 
-def learned(value: str, at: int = NOW) -> LinkPart:
-    return part("user", value, at, learned=True)
+def learned(value: str, at: int = NOW, by: str = "customer") -> LinkPart:
+    return part("user", value, at, by=by)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,9 @@ def learned(value: str, at: int = NOW) -> LinkPart:
         pytest.param(direct("a"), direct("b", NOW - 1), b"a", id="an older one does not"),
         pytest.param(direct("a"), learned("b", NOW + 1), b"a", id="a learned one never replaces a direct one"),
         pytest.param(learned("a", NOW + 1), direct("b"), b"b", id="a direct one replaces a learned one, even a newer"),
-        pytest.param(learned("a", NOW - 1), learned("b"), b"b", id="a newer learned one replaces a learned one"),
+        pytest.param(learned("a", NOW - 1), learned("b"), b"b", id="a newer one from the same teacher replaces it"),
+        pytest.param(learned("a", NOW - 1), learned("b", by="cart"), b"a", id="one from another teacher does not"),
+        pytest.param(part("user", "a", ends=NOW), learned("b"), b"b", id="one that has ended makes room for any"),
         pytest.param(learned("a"), learned("b", NOW - 1), b"a", id="an older learned one does not"),
     ],
 )
@@ -42,19 +44,19 @@ async def test_the_parts_of_several_products_add_up(store: Store) -> None:
 
 
 async def test_a_part_comes_back_as_it_was_stored(harness: Harness) -> None:
-    parts = [part("user", "v", NOW - 7, "nexly"), part("user", "w", NOW, "datalyr", learned=True)]
-    await (await harness.open()).link(parts, NOW + DAY, NOW)
-    found = await (await harness.crash()).resolve([key("user")], NOW)
+    parts = [part("user", "v", NOW - 7, "nexly"), part("user", "w", NOW, "datalyr", by="cart")]
+    await (await harness.open()).link(parts, NOW)
+    found = await (await harness.crash()).resolve([key("user")])
     assert sorted(found[key("user")], key=lambda each: each.part, reverse=True) == parts
 
 
 async def test_a_webhook_teaches_in_the_same_step(store: Store) -> None:
-    await accept(store, webhook("a", learned=(part("customer", "v", learned=True),)))
+    await accept(store, webhook("a", learned=(part("customer", "v", by="user"),)))
     assert await linked(store, "customer") == {"": b"v"}
 
 
 async def test_a_duplicate_teaches_nothing(store: Store) -> None:
-    await accept(store, webhook("a"), webhook("a", learned=(part("customer", "v", learned=True),)))
+    await accept(store, webhook("a"), webhook("a", learned=(part("customer", "v", by="user"),)))
     assert await linked(store, "customer") == {}
 
 
@@ -66,26 +68,20 @@ async def test_a_link_ends(store: Store) -> None:
 
 async def test_a_link_that_is_seen_again_lasts_longer(store: Store) -> None:
     await link(store, direct("v"))
-    await store.link([direct("v", NOW + 1)], NOW + 2 * DAY, NOW + 1)
+    await store.link([part("user", "v", NOW + 1, ends=NOW + 2 * DAY)], NOW + 1)
     assert await linked(store, "user", NOW + DAY) == {"": b"v"}
 
 
-async def test_links_can_be_forgotten(store: Store) -> None:
-    await link(store, direct("v"), part("user", "d", product="datalyr"), part("other", "w"))
-    assert await store.forget([key("user"), key("nobody")]) == 2
-    assert (await linked(store, "user"), await linked(store, "other")) == ({}, {"": b"w"})
-
-
 async def test_many_keys_are_resolved_in_one_call(store: Store) -> None:
-    await store.link([part(str(number), str(number)) for number in range(300)], NOW + DAY, NOW)
-    found = await store.resolve([key(str(number)) for number in range(0, 600, 2)], NOW)
+    await store.link([part(str(number), str(number)) for number in range(300)], NOW)
+    found = await store.resolve([key(str(number)) for number in range(0, 600, 2)])
     assert {each: parts[0].sealed for each, parts in found.items()} == {
         key(str(number)): str(number).encode() for number in range(0, 300, 2)
     }
-    assert await store.resolve([], NOW) == {}
+    assert await store.resolve([]) == {}
 
 
 async def test_a_link_is_seen_as_soon_as_it_is_stored(store: Store) -> None:
     for number in range(20):
-        await store.link([direct(str(number), NOW + number)], NOW + DAY, NOW)
+        await store.link([direct(str(number), NOW + number)], NOW)
         assert await linked(store, "user") == {"": str(number).encode()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.deliveries import Acceptance, NewClaim, NewDelivery, NewEvent, State
+from gateway.deliveries import Acceptance, NewClaim, NewDelivery, State
 from tests.stores.harness import Harness, Store
 from tests.stores.reports import DAY, DUE, MINUTE, NOW, accept, event, key, lease, part, states, webhook
 
@@ -14,11 +14,11 @@ ON_HOLD = (State.WAITING, "hold")
 def waiting(id: str = "a", *, hold: int = 0, subjects: tuple[str, ...] = ("user", "customer")) -> Acceptance:
     claim = NewClaim((key(id),), "purchase", hold) if hold else None
     deliveries = (NewDelivery("sink", wait_until=NOW + WAIT), NewDelivery("other", wait_until=NOW + WAIT))
-    return webhook(id, event(id, *deliveries, claim=claim, subjects=subjects))
+    return webhook(id, event(id, *deliveries, claim=claim), subjects=subjects)
 
 
 async def link(store: Store, subject: str, now: int = NOW) -> frozenset[str]:
-    return await store.link([part(subject, "v", now)], now + DAY, now)
+    return await store.link([part(subject, "v", now)], now)
 
 
 async def test_a_link_for_any_of_its_subjects_releases_a_delivery_at_once(store: Store) -> None:
@@ -54,7 +54,7 @@ async def test_a_delivery_still_waits_after_a_crash(harness: Harness) -> None:
 
 async def test_what_a_webhook_teaches_releases_what_waited_for_it(store: Store) -> None:
     (number,) = await accept(store, waiting())
-    receipt = await store.accept(webhook("session", learned=(part("customer", "v", learned=True),)))
+    receipt = await store.accept(webhook("session", learned=(part("customer", "v", by="user"),)))
     assert receipt.due == {"sink", "other"}
     assert await states(store, number) == [DUE, DUE]
 
@@ -67,7 +67,7 @@ async def test_a_link_that_came_after_resolving_and_before_accepting_is_not_wait
 
 
 async def test_a_link_that_has_ended_is_waited_for(store: Store) -> None:
-    await store.link([part("user", "v")], NOW, NOW - DAY)
+    await store.link([part("user", "v", ends=NOW)], NOW - DAY)
     (number,) = await accept(store, waiting())
     assert await states(store, number) == [FOR_LINK, FOR_LINK]
 
@@ -98,7 +98,7 @@ async def test_a_link_does_not_end_a_hold(store: Store) -> None:
 
 
 async def test_a_skipped_delivery_waits_for_nothing(store: Store) -> None:
-    skipped = NewEvent(key("e"), b"e", (NewDelivery("sink", "no_consent", NOW + WAIT),), None, (key("user"),))
-    (number,) = await accept(store, webhook("a", skipped))
+    skipped = event("a", NewDelivery("sink", "no_consent", NOW + WAIT))
+    (number,) = await accept(store, webhook("a", skipped, subjects=("user",)))
     assert await link(store, "user") == frozenset()
     assert await states(store, number) == [(State.SKIPPED, "no_consent")]

@@ -11,7 +11,7 @@ from gateway.deliveries import StoreUnavailable
 from gateway.store import group_commit
 from gateway.store.sqlite import SqliteStore
 from tests.stores.harness import FINGERPRINT
-from tests.stores.reports import DAY, NOW, accept, key, part, simple
+from tests.stores.reports import NOW, accept, key, part, simple
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ async def test_a_full_disk_refuses_all_of_a_batch_and_needs_no_restart(
 async def test_what_was_stored_can_be_read_while_the_disk_is_full(
     opened: SqliteStore, connection: sqlite3.Connection
 ) -> None:
-    await opened.link([part("user", "v")], NOW + DAY, NOW)
+    await opened.link([part("user", "v")], NOW)
     (number,) = await accept(opened, simple("a"))
     fill_up(connection)
     assert (await opened.accept(simple("a"))).duplicate
     assert await opened.webhook(number) is not None
-    assert key("user") in await opened.resolve([key("user")], NOW)
+    assert key("user") in await opened.resolve([key("user")])
 
 
 async def test_a_read_only_file_refuses_and_needs_no_restart(
@@ -83,7 +83,7 @@ async def test_a_damaged_file_is_an_unavailable_store_to_who_reads(path: Path) -
         for root in roots:
             file.seek((root - 1) * size)
             file.write(b"\xff" * size)
-    for read in (store.resolve([key("user")], NOW), store.webhooks(), store.counts()):
+    for read in (store.resolve([key("user")]), store.webhooks(), store.counts()):
         with pytest.raises(StoreUnavailable, match="malformed"):
             await read
     await store.close()

@@ -10,7 +10,7 @@ import pytest
 from gateway.store.group_commit import CHECKPOINT_FRAMES
 from gateway.store.sqlite import SqliteStore
 from tests.stores.harness import FINGERPRINT
-from tests.stores.reports import DAY, NOW, key, part, simple
+from tests.stores.reports import NOW, key, part, simple
 
 
 def count_commits(store: SqliteStore) -> Callable[[], int]:
@@ -111,7 +111,7 @@ async def test_a_store_may_close_in_the_turn_in_which_it_was_read(path: Path) ->
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     store = SqliteStore.open(path, FINGERPRINT)
-    await store.resolve([key("user")], NOW)
+    await store.resolve([key("user")])
     await store.close()
     await asyncio.sleep(0)
     assert complaints == []
@@ -133,7 +133,7 @@ async def test_the_log_is_folded_back_under_constant_load(opened: SqliteStore, p
 
 async def test_only_sealed_bytes_and_what_names_a_webhook_are_in_its_files(opened: SqliteStore, path: Path) -> None:
     await opened.accept(simple("evt_1"))
-    await opened.link([part("ada@example.com", "sealed link")], NOW + DAY, NOW)
+    await opened.link([part("ada@example.com", "sealed link")], NOW)
     stored = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"evt_1" in stored
     assert b"sealed link" in stored

@@ -569,7 +569,7 @@ identity
 visitor ids in the payload
   datalyr: note_attributes[?name == '_datalyr_visitor_id'].value | [0]
     → "anon_3f0c5d2a-9b1e-4a77-8c66-0a1b2c3d4e5f"
-rules for this type (8 are for others)
+rules for this type (11 are for others)
   checkout begun: matched, makes begin_checkout
     when: !completed_at → true
     once: token → "c0ffee7f3c9d1e5b8a4c60d2e9f1a3b5"

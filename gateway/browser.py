@@ -187,6 +187,10 @@ class Allowance:
         self._clock = clock
         self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many clients are counted."""
+        return len(self._counted)
+
     def take(self, client: str) -> int:
         """Count a request. Returns 0, or after how many ms the client may send one again."""
         now = self._clock()

@@ -17,6 +17,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+NEVER = 1 << 62
+"""When a delivery is due that waits for somebody to decide."""
+
 
 class State(IntEnum):
     """States below `SENT` are pending. The numbers are stored: never renumber."""
@@ -55,13 +58,15 @@ class NewDelivery(Struct, frozen=True):
 
     `skip` is set when the reason not to send is known already. `wait_until` is how long it waits for a link
     of one of the webhook's subjects (0: not at all). `late`: should such a link come after the event went out without
-    a visitor, the destination is told of it by a delivery of its own.
+    a visitor, the destination is told of it by a delivery of its own. `lane`: no two deliveries of one lane are on
+    their way to a destination at once, and of those that are pending the one whose event happened first goes first.
     """
 
     destination: str
     skip: SkipReason | None = None
     wait_until: int = 0
     late: bool = False
+    lane: bytes | None = None
 
 
 class NewClaim(Struct, frozen=True):
@@ -78,12 +83,17 @@ class NewClaim(Struct, frozen=True):
 
 
 class NewEvent(Struct, frozen=True):
-    """A sealed event with its deliveries. `id` is its UUID as bytes."""
+    """A sealed event with its deliveries. `id` is its UUID as bytes, `at` when it happened.
+
+    `state_of` is the key of an object whose state it tells: it is stale when a newer state was told before.
+    """
 
     id: bytes
     sealed: bytes
     deliveries: tuple[NewDelivery, ...]
     claim: NewClaim | None = None
+    at: int = 0
+    state_of: bytes | None = None
 
 
 class LinkPart(Struct, frozen=True):

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 from msgspec import Struct, structs
 
-from gateway.deliveries import Attempt, Lease, LinkPart, Settlement, State, StoreUnavailable
+from gateway.deliveries import NEVER, Attempt, Lease, LinkPart, Settlement, State, StoreUnavailable
 from gateway.destinations import (
     Destination,
     Outcome,
@@ -49,8 +49,6 @@ SPLIT_ON = frozenset({400, 413, 422})
 """Refusals that may be for the sake of one event of a batch: its halves find out which."""
 COMPANY = 0.005
 """Seconds that an outcome waits for others to be settled with, as long as there is enough to send."""
-NEVER = 1 << 62
-"""When a delivery is due that waits for somebody to decide."""
 IDLE = 1.0
 """Seconds between two looks at the store when nobody called: another process may have put work there."""
 

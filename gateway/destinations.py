@@ -30,6 +30,8 @@ from gateway.signatures import Verification, VerifySpec, compile_verification, s
 
 Evaluate = Callable[[object, Scope | None], object]
 
+VISIT = 86_400_000
+"""How long after a link, in ms, an event may still belong to the session that the link named."""
 MAX_RESPONSE = 64 * 1024
 """Bytes of a response that are read; what comes after is not looked at."""
 
@@ -122,6 +124,7 @@ class DestinationSpec(Struct, frozen=True, forbid_unknown_fields=True):
     test_events: Literal["skip", "forward", "only"] | None = None
     max_age: str | None = None
     late: bool = False
+    ordered: bool = False
     like: str | None = None
     variables: dict[str, str] = {}
 
@@ -141,6 +144,7 @@ class Destination(Struct, frozen=True):
     when: Evaluate
     test_events: str | None
     late: bool
+    ordered: bool
     max_age: int
     profile: Profile
     names: Mapping[str, str]
@@ -344,9 +348,11 @@ def _document(event: Event, destination: Destination) -> dict[str, object]:
     own = ids.get(destination.product, ProductIds())
     shared = ids.get("", ProductIds())
     visitors = {product: each.visitor_id for product, each in ids.items() if product}
-    sessions = {product: each.session_id for product, each in ids.items() if product}
+    # A year later the visitor is still the same; the session is not.
+    is_same_visit = visitor is None or visitor.linked_at is None or event.at - visitor.linked_at <= VISIT
+    sessions = {product: each.session_id for product, each in ids.items() if product and is_same_visit}
     visitors[destination.product] = own.visitor_id or shared.visitor_id
-    sessions[destination.product] = own.session_id or shared.session_id
+    sessions[destination.product] = (own.session_id or shared.session_id) if is_same_visit else None
     return {
         "id": event.id,
         "name": destination.names.get(event.name, event.name),
@@ -443,6 +449,7 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         when=_always if spec.when is True else templates["when"],
         test_events=spec.test_events,
         late=spec.late,
+        ordered=spec.ordered,
         max_age=times["max_age",],
         profile=PROFILES[spec.profile],
         names=spec.names,

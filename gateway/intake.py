@@ -204,10 +204,13 @@ class Intake:
                     route(event, destination, forward_tests=self._forward_tests),
                     wait_until,
                     event.visitor is None and wants_late(event, destination, forward_tests=self._forward_tests),
+                    _lane(event) if destination.ordered else None,
                 )
                 for name, destination in mappings.destinations.items()
             ),
             claim=self._claim(event, emission),
+            at=event.at,
+            state_of=_digest("state", event.source, event.account, emission.state_of) if emission.state_of else None,
         )
 
     def _claim(self, event: Event, emission: Emission) -> NewClaim | None:
@@ -242,6 +245,13 @@ class _Scoped(Protocol):
 def _payment_keys(scope: _Scoped, keys: tuple[str, ...]) -> tuple[bytes, ...]:
     """Return a payment's keys as a store keeps them: they mean something only within their source and account."""
     return tuple(_digest("payment", scope.source, scope.account, key) for key in keys)
+
+
+def _lane(event: Event) -> bytes | None:
+    """Return what tells whose event this is from others': the visitor, or who is named first."""
+    for ids in event.visitor.ids.values() if event.visitor else ():
+        return _digest("lane", ids.visitor_id or ids.session_id or "")
+    return next(iter(event.subjects.values()), None)
 
 
 def duplicate_key(webhook: Webhook) -> bytes:

@@ -102,17 +102,22 @@ def _lessons(
     """Copy the parts that led to the visitor to the subjects that are not linked, or that it taught something older.
 
     A copy bears the time of the link that it goes back to, so that learning never looks newer than what it learned
-    from. Only who taught a lesson may renew it: an order that names somebody else's email address cannot lead that
-    person elsewhere.
+    from, and the subject that was linked: only that one may renew it. An order that names somebody else's email
+    address cannot lead that person elsewhere, nor can a name of one's own that learned of them, once it is linked anew.
     """
     parts = current[teacher]
     newest = max(part.linked_at for part in parts)
+    roots = {part.taught_by or teacher for part in parts}
     lessons: list[LinkPart] = []
     for key in subjects.values():
-        known = current.get(key)
-        if known is None or all(part.taught_by == teacher and part.linked_at < newest for part in known):
+        known = current.get(key, ())
+        if not known or (
+            {part.taught_by for part in known} == roots and all(part.linked_at < newest for part in known)
+        ):
             ends = now + LINKS_FOR
-            lessons += [LinkPart(key, each.part, each.sealed, each.linked_at, ends, teacher) for each in parts]
+            lessons += [
+                LinkPart(key, each.part, each.sealed, each.linked_at, ends, each.taught_by or teacher) for each in parts
+            ]
     return lessons
 
 

@@ -300,6 +300,8 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "of": "One key or a list of keys of the payment that this event belongs to: it takes over that purchase's "
         "order_id.",
         "hold": "Wait this long for a surer report of the same payment, and step back if one comes: `2m`.",
+        "state_of": "The object whose state the event tells: when a newer state of it came before, this one is "
+        "skipped as `stale`.",
         "wait_for_link": "How long an event with subjects but no visitor waits for a link: `5m`.",
         "at": "When it happened. Default: when the webhook says.",
         "properties": "What the event carries.",
@@ -347,6 +349,7 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "when": "Consent, over what `event` sees; if not met, the event is skipped as `no_consent`.",
         "test_events": "Test events: `skip` or `forward` them, or `only` them. Default: as GATEWAY_TEST_EVENTS says.",
         "max_age": "Older events are skipped as `too_old`: `72h`.",
+        "ordered": "Whether the events of one visitor go there one after another, in the order in which they happened.",
         "late": "Whether it is told, by an event of kind `identify`, of a link that came after an event went out "
         "without a visitor; `late_for` is then the id of that event.",
         "like": "The destination whose file this one is over: another instance of it.",

@@ -70,6 +70,7 @@ class RuleSpec(Struct, frozen=True, forbid_unknown_fields=True):
     once: object = None
     of: object = None
     hold: str | None = None
+    state_of: object = None
     wait_for_link: str | None = None
     at: object = None
     properties: dict[str, object] = {}
@@ -117,6 +118,7 @@ class Rule(Struct, frozen=True):
     when: Evaluate
     once: Evaluate
     of: Evaluate
+    state_of: Evaluate
     at: Evaluate
     properties: Evaluate
     context: Evaluate
@@ -283,7 +285,7 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
     )
 
 
-RULE_TEMPLATES = ("when", "once", "of", "at", "properties", "context")
+RULE_TEMPLATES = ("when", "once", "of", "state_of", "at", "properties", "context")
 """The keys of a rule that hold expressions."""
 
 

@@ -49,12 +49,16 @@ class Payment(Struct, frozen=True):
 
 
 class Emission(Struct, frozen=True):
-    """An event and how it is to be handled. `wait_for_link` is in ms; `of` are keys of the payment it is about."""
+    """An event and how it is to be handled. `wait_for_link` is in ms; `of` are keys of the payment it is about.
+
+    `state_of` is the object whose state it tells.
+    """
 
     event: Event
     payment: Payment | None = None
     wait_for_link: int = 0
     of: tuple[str, ...] = ()
+    state_of: str | None = None
 
 
 class Translation(Struct, frozen=True):
@@ -174,7 +178,8 @@ def _apply(
         type=webhook.type,
         rule=rule.name,
     )
-    return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)))
+    state_of = _as_text(rule.state_of(document, scope))
+    return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)), state_of)
 
 
 def privacy_of(request: DataRequest) -> Privacy:

@@ -39,6 +39,7 @@ from pathlib import Path
 from msgspec import Struct, msgpack, structs
 
 from gateway.deliveries import (
+    NEVER,
     STANDING,
     Acceptance,
     Attempt,
@@ -53,6 +54,7 @@ from gateway.deliveries import (
     OpenRequest,
     Receipt,
     Settlement,
+    SkipReason,
     State,
     StoredDelivery,
     StoredWebhook,
@@ -136,6 +138,12 @@ MIGRATIONS = (
         account TEXT NOT NULL, keys BLOB, done_at INTEGER NOT NULL, outcome TEXT NOT NULL
     );
     CREATE INDEX request_open ON request (number) WHERE done_at = 0
+    """,
+    """
+    CREATE TABLE told (key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+    ALTER TABLE delivery ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE delivery ADD COLUMN lane BLOB;
+    CREATE INDEX delivery_lane ON delivery (destination, lane, at) WHERE lane NOT NULL AND state < 10
     """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
@@ -402,6 +410,10 @@ class SqliteStore:
             return str(error)
         return None
 
+    async def warnings(self) -> list[str]:
+        """Say what may lose data or hold up work some day: of a file that one process holds, nothing."""
+        return []
+
     def _read_in_turn(self, sql: str, parameters: Sequence[object]) -> list[tuple]:  # type: ignore[type-arg]
         """Read on the loop's thread: a few lookups by primary key cost less than a hand-over.
 
@@ -534,31 +546,41 @@ def _store_events(
         order = event.claim.order if event.claim else None
         owner = _Claim(next(payments), event.id, webhook, event_number, now + hold if hold else 0, hold, order)
         taken = event.claim is not None and not _claim(connection, event.claim, owner, owner.payment, first_event, now)
+        stale = event.state_of is not None and _is_stale(connection, event.state_of, event.at)
         if linked is None and any(delivery.wait_until for delivery in event.deliveries):
             linked = _any_linked(connection, new.subjects, now)
         rows: list[tuple[object, ...]] = []
         for delivery in event.deliveries:
-            row = _new_delivery(delivery, owner.held_until, taken=taken, linked=bool(linked), now=now)
+            skip = delivery.skip or ("duplicate_payment" if taken else "stale" if stale else None)
+            row = _new_delivery(delivery, owner.held_until, skip=skip, linked=bool(linked), now=now)
             number = next(numbers)
             # Plain integers: sqlite3 asks every value of a type it does not know whether it can be adapted.
-            late = LATE_WANTED if delivery.late and not taken else NOT_LATE
-            rows.append((webhook, number, event_number, delivery.destination, int(row[0]), *row[1:], late))
+            late = LATE_WANTED if delivery.late and not taken and not stale else NOT_LATE
+            rest = (late, event.at, delivery.lane)
+            rows.append((webhook, number, event_number, delivery.destination, int(row[0]), *row[1:], *rest))
             if row[0] == State.DUE:
                 due.add(delivery.destination)
-        connection.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL, ?)", rows)
+        connection.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, NULL, ?, ?, ?)", rows)
     if new.learned:
         due |= _link(connection, new.learned, now)
     return Receipt(webhook, duplicate=False, due=frozenset(due))
 
 
+def _is_stale(connection: sqlite3.Connection, key: bytes, at: int) -> bool:
+    """Note that the state of an object was told as of `at`; return whether a newer one was told before."""
+    row = connection.execute("SELECT at FROM told WHERE key = ?", (key,)).fetchone()
+    if row is not None and row[0] > at:
+        return True
+    connection.execute("INSERT OR REPLACE INTO told VALUES (?, ?)", (key, at))
+    return False
+
+
 def _new_delivery(
-    delivery: NewDelivery, held_until: int, *, taken: bool, linked: bool, now: int
+    delivery: NewDelivery, held_until: int, *, skip: SkipReason | None, linked: bool, now: int
 ) -> tuple[State, str | None, int, int]:
     """Return state, reason, due_at and held_until of a delivery as accepted."""
-    if delivery.skip is not None:
-        return State.SKIPPED, delivery.skip, 0, 0
-    if taken:
-        return State.SKIPPED, "duplicate_payment", 0, 0
+    if skip is not None:
+        return State.SKIPPED, skip, 0, 0
     # A link that came between translation and this transaction must not be waited for: it is here already.
     wait_until = 0 if linked else delivery.wait_until
     due_at = max(held_until, wait_until, now)
@@ -731,8 +753,11 @@ def _lease(
     rows = connection.execute(
         "SELECT d.webhook, d.number, d.fence + 1, d.attempts, d.first_try_at, e.sealed, d.rendered, d.late = 2 "
         "FROM delivery d JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
-        "WHERE d.destination = ? AND d.due_at <= ? AND d.state < 10 ORDER BY d.due_at LIMIT ?",
-        (destination, now, limit),
+        "WHERE d.destination = ?1 AND d.due_at <= ?2 AND d.state < 10 AND (d.lane IS NULL OR NOT EXISTS ("
+        "SELECT 1 FROM delivery o WHERE o.destination = ?1 AND o.lane = d.lane AND o.state < 10 "
+        "AND (o.state = ?4 OR (o.at, o.webhook, o.number) < (d.at, d.webhook, d.number)) "
+        "AND (o.webhook, o.number) != (d.webhook, d.number) AND o.due_at < ?5)) ORDER BY d.due_at LIMIT ?3",
+        (destination, now, limit, int(State.LEASED), NEVER),
     ).fetchall()
     leases = [Lease(*row) for row in rows]
     connection.executemany(
@@ -740,8 +765,10 @@ def _lease(
         # Plain numbers: sqlite3 takes three times as long to bind an IntEnum.
         [(int(State.LEASED), until, each.fence, each.webhook, each.number) for each in leases],
     )
+    # Was there room for more, then what is due by now waits for another of its lane, and its settlement tells us.
     (next_due,) = connection.execute(
-        "SELECT min(due_at) FROM delivery WHERE destination = ? AND state < 10", (destination,)
+        "SELECT min(due_at) FROM delivery WHERE destination = ? AND state < 10 AND due_at > ?",
+        (destination, now if len(leases) < limit else -1),
     ).fetchone()
     return leases, next_due
 
@@ -846,8 +873,9 @@ def _release(connection: sqlite3.Connection, webhook: int, now: int) -> set[str]
     late = connection.execute(
         "INSERT INTO delivery SELECT webhook, "
         "(SELECT max(number) FROM delivery WHERE webhook = ?1) + row_number() OVER (ORDER BY number), "
-        "event, destination, ?2, NULL, ?3, 0, 0, 0, 0, NULL, ?4 FROM delivery WHERE webhook = ?1 AND late = ?5 AND ("
-        "state IN (?6, ?7, ?8, ?9) OR state = ?2 AND attempts > 0 OR state = ?10 AND reason = 'not_routed') "
+        "event, destination, ?2, NULL, ?3, 0, 0, 0, 0, NULL, ?4, at, lane FROM delivery "
+        "WHERE webhook = ?1 AND late = ?5 AND (state IN (?6, ?7, ?8, ?9) OR state = ?2 AND attempts > 0 "
+        "OR state = ?10 AND reason = 'not_routed') "
         "RETURNING destination",
         (
             webhook,
@@ -998,6 +1026,7 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
 
 def _purge_links(connection: sqlite3.Connection, now: int) -> None:
     connection.execute("DELETE FROM link WHERE expires_at <= ?", (now - EXPIRED_FOR,))
+    connection.execute("DELETE FROM told WHERE at < ?", (now - CLAIMS_FOR,))
 
 
 def _stored_webhook(row: tuple) -> StoredWebhook:  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks`: what the gateway costs, as ratios within one run on this machine."""
+"""`python -m tests.benchmarks [--large]`: what the gateway costs, as ratios within one run on this machine."""
 
 import hmac
 import json
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.signatures import Scheme, VerifySpec, compile_verification, sign, verify
-from tests.benchmarks import delivery, mapping
+from tests.benchmarks import delivery, links, mapping
 from tests.benchmarks.documents import session
 from tests.benchmarks.load import Result, load, post
 from tests.benchmarks.servers import SECRET
@@ -108,3 +108,4 @@ if __name__ == "__main__":
     ingest()
     delivery.main()  # from here on this process is pinned to one core
     mapping.main()
+    links.main(large="--large" in sys.argv[1:])

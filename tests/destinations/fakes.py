@@ -411,8 +411,8 @@ def _datalyr(headers: dict[str, str], body: bytes) -> dict[str, Any]:
     if properties.get("anonymous_id") != given.anonymous_id:
         raise Refused(400, "properties.anonymous_id is a copy of anonymousId")
     if given.event.startswith("$"):
-        wanted = {"$identify": None, "$group": "groupId", "$pageview": "name", "$alias": "newUserId"}
-        if given.event not in wanted or wanted[given.event] not in {None, *properties}:
+        wanted = {"$identify": set(), "$group": {"groupId"}, "$pageview": {"name"}, "$alias": {"userId", "previousId"}}
+        if given.event not in wanted or not wanted[given.event] <= properties.keys():
             raise Refused(400, "not as a special event is")
     if "value" in properties and not _is_money(properties):
         raise Refused(400, "value is a number of major units, beside its currency")

@@ -11,8 +11,8 @@ import pytest
 from litestar import Litestar, Request, Response, post
 from msgspec import structs
 
-from gateway.deliveries import State, StoredDelivery
-from gateway.delivery import NEVER, DeliveryLoop, DeliveryLoops
+from gateway.deliveries import NEVER, State, StoredDelivery
+from gateway.delivery import DeliveryLoop, DeliveryLoops
 from gateway.destinations import Destination
 from gateway.mappings import Mappings
 from gateway.sending import HttpSender

@@ -254,3 +254,19 @@ def test_a_kind_has_an_endpoint_of_its_own() -> None:
     to = destination(f"{PLAIN}endpoints: {{identify: 'https://collector.example/identify'}}\n")
     urls = {kind: pack([rendered(event(1), to)], to, "id", 0, kind).url for kind in ("track", "identify")}
     assert urls["identify"] == "https://collector.example/identify" != urls["track"]
+
+
+@pytest.mark.parametrize(
+    ("age", "written"),
+    [
+        (0, b'{"v":"v-1","s":"s-1"}'),
+        (86_400_000, b'{"v":"v-1","s":"s-1"}'),
+        (86_400_001, b'{"v":"v-1"}'),
+        (None, b'{"v":"v-1","s":"s-1"}'),
+    ],
+)
+def test_a_visitor_lasts_and_a_session_ends(age: int | None, written: bytes) -> None:
+    to = destination("event: {v: visitor.batching, s: session.batching}\nbody: event\n")
+    ids = {"batching": ProductIds("v-1", "s-1")}
+    visitor = Visitor(ids, linked_by="user", linked_at=None if age is None else NOW - age)
+    assert rendered(event(1, visitor=visitor), to) == written

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.app import StoredRequests
+from gateway.stored import StoredRequests
 from gateway.deliveries import State
 from gateway.delivery import DeliveryLoop
 from gateway.destinations import MAX_RESPONSE, Destination, Request

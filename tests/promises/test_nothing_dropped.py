@@ -5,7 +5,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from gateway.app import replay_stored
+from gateway.stored import replay_stored
 from gateway.deliveries import State
 from gateway.mappings import bundled
 from gateway.settings import load_settings

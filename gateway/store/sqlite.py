@@ -31,10 +31,12 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import closing
-from itertools import count, takewhile
+from itertools import count, groupby, takewhile
+from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct, msgpack, structs
 
@@ -43,6 +45,10 @@ from gateway.deliveries import (
     STANDING,
     Acceptance,
     Attempt,
+    CopiedClaim,
+    CopiedDelivery,
+    CopiedPayment,
+    CopiedWebhook,
     Counts,
     DataRequest,
     Forgotten,
@@ -73,6 +79,8 @@ INDEX_EVERY = 256
 """Webhooks whose subjects are put into their index at once: sorted, they touch fewer pages than one by one."""
 MAX_TOLD = 100
 """Subjects that one link is passed on to, and webhooks of each that hear of it."""
+COPY_WEBHOOKS, COPY_ROWS = 20, 500
+"""Webhooks, which may be large, and small things that are read at once when all is copied."""
 
 NOT_LATE, LATE_WANTED, LATE = range(3)
 """Of a delivery: nobody asked; a link that comes too late is to be told of; it is what tells of one."""
@@ -161,10 +169,13 @@ class _Claim(Struct, frozen=True):
     order: bytes | None
 
 
+T = TypeVar("T")
+
 _encode = msgpack.Encoder().encode
 _KEYS = msgpack.Decoder(list[bytes])
 
 _CLAIM = "payment, event_id, webhook, event, held_until, hold, order_id"
+_LINK = "key, part, sealed, linked_at, expires_at, iif(learned, coalesce(taught_by, x''), NULL)"
 
 
 class SqliteStore:
@@ -262,8 +273,7 @@ class SqliteStore:
         """
         marks = ",".join("?" * len(keys))
         rows = self._read_in_turn(
-            "SELECT key, part, sealed, linked_at, expires_at, iif(learned, coalesce(taught_by, x''), NULL) FROM link "  # noqa: S608
-            f"WHERE key IN ({marks})",
+            f"SELECT {_LINK} FROM link WHERE key IN ({marks})",  # noqa: S608 -- constants
             keys,
         )
         found: dict[bytes, list[LinkPart]] = {}
@@ -309,11 +319,13 @@ class SqliteStore:
     async def forget(self, keys: Sequence[bytes]) -> Forgotten:
         """Erase these subjects: their links, the webhooks that name them, and what was made of those.
 
-        The links of the other subjects that those webhooks name go too: they are the same person's. Claims stay, so
-        that nothing counts twice. A delivery that is being sent right now may still arrive.
+        The other subjects that only those webhooks name lose what they had learned: it is the same person's. A link
+        that somebody made for them stays, or whoever names another in an order and is forgotten would take it away.
+        Claims stay, so that nothing counts twice. A delivery that is being sent right now may still arrive.
         """
-        total = Forgotten()
-        while (step := await self._writer.submit(lambda connection: _forget(connection, keys))) != Forgotten():
+        total, more = Forgotten(), bool(keys)
+        while more:
+            step, more = await self._writer.submit(lambda connection: _forget(connection, keys))
             total = Forgotten(*(one + other for one, other in zip(_counted(total), _counted(step), strict=True)))
         return total
 
@@ -414,6 +426,80 @@ class SqliteStore:
         """Say what may lose data or hold up work some day: of a file that one process holds, nothing."""
         return []
 
+    # Moving to another store: `gateway.moving` reads all of one, and has the other adopt it
+
+    async def extent(self) -> int:
+        """Return how many webhooks, payments, linked subjects and told states there are to be copied."""
+        rows = await self._read(
+            "SELECT (SELECT count(*) FROM webhook) + (SELECT count(DISTINCT payment) FROM payment_key) + "
+            "(SELECT count(DISTINCT key) FROM link) + (SELECT count(*) FROM told)",
+            (),
+        )
+        number: int = rows[0][0]
+        return number
+
+    async def copied(self) -> AsyncIterator[CopiedWebhook]:
+        """Yield all webhooks, the first that came first."""
+        await self._writer.submit(_index)
+        after = 0
+        while page := await self._read_with(lambda connection, after=after: _copied(connection, after)):  # type: ignore[misc]
+            for _, each in page:
+                yield each
+            after = page[-1][0]
+
+    async def copied_payments(self) -> AsyncIterator[CopiedPayment]:
+        """Yield all payments, the oldest first."""
+        after = 0
+        while page := await self._read_with(lambda connection, after=after: _copied_payments(connection, after)):  # type: ignore[misc]
+            for _, each in page:
+                yield each
+            after = page[-1][0]
+
+    async def copied_links(self) -> AsyncIterator[list[LinkPart]]:
+        """Yield the parts of all links, subject by subject."""
+        after = b""
+        while rows := await self._read(
+            f"SELECT {_LINK} FROM link WHERE key IN (SELECT DISTINCT key FROM link WHERE key > ? ORDER BY key LIMIT ?) "  # noqa: S608
+            "ORDER BY key",
+            (after, COPY_ROWS),
+        ):
+            for _, parts in groupby((LinkPart(*row) for row in rows), attrgetter("key")):
+                yield list(parts)
+            after = rows[-1][0]
+
+    async def copied_told(self) -> AsyncIterator[tuple[bytes, int]]:
+        """Yield the objects whose state was told, and as of when."""
+        after = b""
+        while rows := await self._read(
+            "SELECT key, at FROM told WHERE key > ? ORDER BY key LIMIT ?", (after, COPY_ROWS)
+        ):
+            for key, at in rows:
+                yield key, at
+            after = rows[-1][0]
+
+    async def adopt(self, copied: CopiedWebhook) -> bool:
+        """Store another store's webhook as it is there, unless it is here already. Returns whether it was news."""
+        return await self._writer.submit(lambda connection: _adopt(connection, copied))
+
+    async def adopt_payment(self, copied: CopiedPayment, now: int) -> None:
+        """Make what was one payment there one here, with its claims; of two under one name the surer one stays.
+
+        The webhooks that it speaks of must have been adopted.
+        """
+        await self._writer.submit(lambda connection: _adopt_payment(connection, copied, now))
+
+    async def adopt_told(self, told: Sequence[tuple[bytes, int]]) -> None:
+        """Note which states were told there."""
+        await self._writer.submit(
+            lambda connection: connection.executemany(
+                "INSERT INTO told VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET at = max(at, excluded.at)", told
+            )
+        )
+
+    async def adopt_request(self, copied: OpenRequest) -> None:
+        """Write down what was asked about data there, unless it is or was written down here."""
+        await self._writer.submit(lambda connection: _adopt_request(connection, copied))
+
     def _read_in_turn(self, sql: str, parameters: Sequence[object]) -> list[tuple]:  # type: ignore[type-arg]
         """Read on the loop's thread: a few lookups by primary key cost less than a hand-over.
 
@@ -428,12 +514,15 @@ class SqliteStore:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
     async def _read(self, sql: str, parameters: Iterable[object]) -> list[tuple]:  # type: ignore[type-arg]
+        return await self._read_with(lambda connection: connection.execute(sql, tuple(parameters)).fetchall())
+
+    async def _read_with(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Read on a thread and a connection of its own: a long list must not keep the loop."""
 
-        def run() -> list[tuple]:  # type: ignore[type-arg]
+        def run() -> T:
             try:
                 with closing(_connect(self._path)) as connection:
-                    return connection.execute(sql, tuple(parameters)).fetchall()
+                    return query(connection)
             except sqlite3.DatabaseError as error:
                 raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
@@ -496,6 +585,13 @@ def _accept(connection: sqlite3.Connection, new: Acceptance) -> Receipt:
     known = connection.execute("SELECT webhook FROM seen WHERE key = ?", (new.key,)).fetchone()
     if known is not None:
         return Receipt(known[0], duplicate=True)
+    webhook = _add_webhook(connection, new)
+    if new.request is not None:
+        _ask(connection, new.request, new.received_at)
+    return _store_events(connection, webhook, new, new.received_at)
+
+
+def _add_webhook(connection: sqlite3.Connection, new: Acceptance) -> int:
     webhook = connection.execute(
         "INSERT INTO webhook VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -520,9 +616,7 @@ def _accept(connection: sqlite3.Connection, new: Acceptance) -> Receipt:
         )
         if not webhook % INDEX_EVERY:
             _index(connection)
-    if new.request is not None:
-        _ask(connection, new.request, new.received_at)
-    return _store_events(connection, webhook, new, new.received_at)
+    return webhook
 
 
 def _store_events(
@@ -710,7 +804,7 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
     ).fetchall()
     settled = {(id, destination) for id, destination, _, state in existing if state in STANDING}
     events = tuple(
-        NewEvent(event.id, event.sealed, kept, event.claim)
+        structs.replace(event, deliveries=kept)
         for event in new.events
         if (kept := tuple(each for each in event.deliveries if (event.id, each.destination) not in settled))
     )
@@ -724,13 +818,18 @@ def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: 
     ).fetchone()
     first_delivery = max((number for _, _, number, _ in existing), default=-1) + 1
     connection.execute("UPDATE webhook SET mapping = ?, notes = ? WHERE webhook = ?", (new.mapping, new.notes, webhook))
-    (last_payment,) = connection.execute(
+    first_payment = _next_payment(connection, webhook)
+    _rename(connection, webhook, new)
+    replayed = structs.replace(new, events=events)
+    return _store_events(connection, webhook, replayed, now, first_event, first_delivery, first_payment)
+
+
+def _next_payment(connection: sqlite3.Connection, webhook: int) -> int:
+    (last,) = connection.execute(
         "SELECT coalesce(max(payment), ?1 - 1) FROM payment_key WHERE payment BETWEEN ?1 AND ?1 + 999",
         (webhook * 1000,),
     ).fetchone()
-    _rename(connection, webhook, new)
-    replayed = structs.replace(new, events=events)
-    return _store_events(connection, webhook, replayed, now, first_event, first_delivery, last_payment + 1)
+    return int(last) + 1
 
 
 def _rename(connection: sqlite3.Connection, webhook: int, new: Acceptance) -> None:
@@ -755,7 +854,7 @@ def _lease(
         "FROM delivery d JOIN event e ON e.webhook = d.webhook AND e.number = d.event "
         "WHERE d.destination = ?1 AND d.due_at <= ?2 AND d.state < 10 AND (d.lane IS NULL OR NOT EXISTS ("
         "SELECT 1 FROM delivery o WHERE o.destination = ?1 AND o.lane = d.lane AND o.state < 10 "
-        "AND (o.state = ?4 OR (o.at, o.webhook, o.number) < (d.at, d.webhook, d.number)) "
+        "AND (o.state = ?4 AND o.due_at > ?2 OR (o.at, o.webhook, o.number) < (d.at, d.webhook, d.number)) "
         "AND (o.webhook, o.number) != (d.webhook, d.number) AND o.due_at < ?5)) ORDER BY d.due_at LIMIT ?3",
         (destination, now, limit, int(State.LEASED), NEVER),
     ).fetchall()
@@ -853,11 +952,15 @@ def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], now: int) -
 
 
 def _teach(connection: sqlite3.Connection, teacher: bytes, key: bytes, now: int) -> bool:
-    """Link `key` as `teacher` is, if it is not linked. Returns whether it was news."""
+    """Link `key` as `teacher` is, if it is not linked; a lesson goes back to whom somebody linked.
+
+    Returns whether it was news.
+    """
     if _any_linked(connection, [key], now):
         return False
     connection.execute(
-        "INSERT OR REPLACE INTO link SELECT ?, part, sealed, linked_at, 1, expires_at, key FROM link "
+        "INSERT OR REPLACE INTO link SELECT ?, part, sealed, linked_at, 1, expires_at, "
+        "iif(learned AND length(taught_by), taught_by, key) FROM link "
         "WHERE key = ? AND expires_at > ?",
         (key, teacher, now),
     )
@@ -925,15 +1028,18 @@ def _ask(connection: sqlite3.Connection, request: DataRequest, now: int) -> int:
     return number
 
 
-def _forget(connection: sqlite3.Connection, keys: Sequence[bytes]) -> Forgotten:
-    """Erase one step of what is known of these subjects."""
+def _forget(connection: sqlite3.Connection, keys: Sequence[bytes]) -> tuple[Forgotten, bool]:
+    """Erase one step of what is known of these subjects. Also returns whether there may be more."""
     _index(connection)
     marks = ",".join("?" * len(keys))
     webhooks = connection.execute(
         f"SELECT DISTINCT webhook FROM subject WHERE key IN ({marks}) LIMIT ?",  # noqa: S608
         (*keys, PURGE_STEP),
     ).fetchall()
-    return _erase(connection, [row[0] for row in webhooks], keys)
+    erased = _erase(connection, [row[0] for row in webhooks])
+    others = erased.names.difference(keys)
+    links = _unlink(connection, keys) + _unlink(connection, [key for key in others if not _is_direct(connection, key)])
+    return Forgotten(links, erased.bodies, erased.pending), len(webhooks) == PURGE_STEP
 
 
 def _forget_account(connection: sqlite3.Connection, source: str, account: str, after: int) -> tuple[Forgotten, int]:
@@ -945,27 +1051,47 @@ def _forget_account(connection: sqlite3.Connection, source: str, account: str, a
         (after, source, account, PURGE_STEP),
     ).fetchall()
     numbers = [row[0] for row in webhooks]
-    return _erase(connection, numbers, ()), numbers[-1] if numbers else 0
+    erased = _erase(connection, numbers)
+    return Forgotten(_unlink(connection, erased.names), erased.bodies, erased.pending), numbers[-1] if numbers else 0
 
 
-def _erase(connection: sqlite3.Connection, webhooks: Sequence[int], keys: Iterable[bytes]) -> Forgotten:
-    persons = set(keys)
-    pending = erased = 0
+class _Erased(Struct, frozen=True):
+    """What an erasure took: bodies, deliveries that had not gone out, and whom now no webhook names any more."""
+
+    bodies: int
+    pending: int
+    names: frozenset[bytes]
+
+
+def _erase(connection: sqlite3.Connection, webhooks: Sequence[int]) -> _Erased:
+    names: set[bytes] = set()
+    pending = bodies = 0
     for webhook in webhooks:
         row = connection.execute("SELECT keys FROM named WHERE webhook = ?", (webhook,)).fetchone()
-        persons.update(_KEYS.decode(row[0]) if row else ())
+        names.update(_KEYS.decode(row[0]) if row else ())
         (unsent,) = connection.execute(
             "SELECT count(*) FROM delivery WHERE webhook = ? AND state < ?", (webhook, int(State.SENT))
         ).fetchone()
         pending += unsent
-        erased += connection.execute(
+        bodies += connection.execute(
             "UPDATE webhook SET sealed = NULL, notes = x'' WHERE webhook = ? AND sealed NOT NULL", (webhook,)
         ).rowcount
         first, last = webhook * 1000, webhook * 1000 + 999
         connection.execute("UPDATE claim SET order_id = NULL WHERE payment BETWEEN ? AND ?", (first, last))
-    links = sum(connection.execute("DELETE FROM link WHERE key = ?", (key,)).rowcount for key in persons)
     _erase_rows(connection, webhooks)
-    return Forgotten(links, erased, pending)
+    named = "SELECT 1 FROM subject WHERE key = ? LIMIT 1"
+    gone = frozenset(key for key in names if connection.execute(named, (key,)).fetchone() is None)
+    return _Erased(bodies, pending, gone)
+
+
+def _unlink(connection: sqlite3.Connection, keys: Iterable[bytes]) -> int:
+    return sum(connection.execute("DELETE FROM link WHERE key = ?", (key,)).rowcount for key in keys)
+
+
+def _is_direct(connection: sqlite3.Connection, key: bytes) -> bool:
+    """Whether somebody linked this subject, as far as any of its parts goes."""
+    row = connection.execute("SELECT 1 FROM link WHERE key = ? AND NOT learned LIMIT 1", (key,)).fetchone()
+    return row is not None
 
 
 def _erase_rows(connection: sqlite3.Connection, webhooks: Sequence[int]) -> None:
@@ -1027,6 +1153,212 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
 def _purge_links(connection: sqlite3.Connection, now: int) -> None:
     connection.execute("DELETE FROM link WHERE expires_at <= ?", (now - EXPIRED_FOR,))
     connection.execute("DELETE FROM told WHERE at < ?", (now - CLAIMS_FOR,))
+
+
+# moving to another store
+
+
+def _copied(connection: sqlite3.Connection, after: int) -> list[tuple[int, CopiedWebhook]]:
+    """Return one page of webhooks, with their numbers."""
+    rows = connection.execute(
+        "SELECT w.webhook, key, source, account, type, id, occurred_at, received_at, test, mapping, notes, sealed, "
+        "coalesce(n.keys, x'90'), coalesce(n.teaches, 0) FROM webhook w LEFT JOIN named n ON n.webhook = w.webhook "
+        "WHERE w.webhook > ? ORDER BY w.webhook LIMIT ?",
+        (after, COPY_WEBHOOKS),
+    ).fetchall()
+    return [(row[0], _copied_webhook(connection, *row)) for row in rows]
+
+
+def _copied_webhook(
+    connection: sqlite3.Connection,
+    webhook: int,
+    key: bytes,
+    source: str,
+    account: str,
+    type: str,
+    id: str,
+    occurred_at: int,
+    received_at: int,
+    test: int,
+    mapping: str,
+    notes: bytes,
+    sealed: bytes | None,
+    named: bytes,
+    teaches: int,
+) -> CopiedWebhook:
+    subjects = tuple(_KEYS.decode(named))
+    waits = (
+        connection.execute(
+            "SELECT 1 FROM subject WHERE key = ? AND waits = 1 AND webhook = ?", (*subjects[:1], webhook)
+        ).fetchone()
+        if subjects
+        else None
+    )
+    events = connection.execute("SELECT id, sealed FROM event WHERE webhook = ? ORDER BY number", (webhook,))
+    came = Acceptance(
+        key=key,
+        source=source,
+        account=account,
+        type=type,
+        id=id,
+        occurred_at=occurred_at,
+        received_at=received_at,
+        test=bool(test),
+        mapping=mapping,
+        sealed=sealed,
+        notes=notes,
+        events=tuple(NewEvent(event_id, event, ()) for event_id, event in events),
+        subjects=subjects,
+        unlinked=waits is not None,
+        teaches=bool(teaches),
+    )
+    attempts: dict[int, list[Attempt]] = {}
+    for delivery, *rest in connection.execute(
+        "SELECT delivery, at, took, status, outcome, response FROM attempt WHERE webhook = ? ORDER BY delivery, number",
+        (webhook,),
+    ):
+        attempts.setdefault(delivery, []).append(Attempt(*rest))
+    rows = connection.execute(
+        "SELECT number, event, destination, state, reason, due_at, held_until, first_try_at, late, at, lane, rendered "
+        "FROM delivery WHERE webhook = ? ORDER BY number",
+        (webhook,),
+    )
+    return CopiedWebhook(came, tuple(_copied_delivery(attempts.get(row[0], ()), *row) for row in rows))
+
+
+def _copied_delivery(
+    attempts: Iterable[Attempt],
+    number: int,
+    event: int,
+    destination: str,
+    state: int,
+    reason: str | None,
+    due_at: int,
+    held_until: int,
+    first_try_at: int,
+    late: int,
+    at: int,
+    lane: bytes | None,
+    rendered: bytes | None,
+) -> CopiedDelivery:
+    return CopiedDelivery(
+        number=number,
+        event=event,
+        destination=destination,
+        state=State(state),
+        reason=reason,
+        due_at=due_at,
+        held_until=held_until,
+        first_try_at=first_try_at,
+        late=late,
+        at=at,
+        lane=lane,
+        rendered=rendered,
+        attempts=tuple(attempts),
+    )
+
+
+def _copied_payments(connection: sqlite3.Connection, after: int) -> list[tuple[int, CopiedPayment]]:
+    """Return one page of payments, with their numbers."""
+    rows = connection.execute(
+        "SELECT p.payment, w.key, w.source, w.account FROM "
+        "(SELECT DISTINCT payment FROM payment_key WHERE payment > ? ORDER BY payment LIMIT ?) p "
+        "JOIN webhook w ON w.webhook = p.payment / 1000 ORDER BY p.payment",
+        (after, COPY_ROWS),
+    ).fetchall()
+    page = []
+    for payment, webhook, source, account in rows:
+        keys = connection.execute("SELECT key FROM payment_key WHERE payment = ?", (payment,)).fetchall()
+        claims = connection.execute(
+            "SELECT c.name, c.event_id, coalesce(w.key, x''), c.event, c.held_until, c.hold, c.order_id FROM claim c "
+            "LEFT JOIN webhook w ON w.webhook = c.webhook WHERE c.payment = ?",
+            (payment,),
+        )
+        made = tuple(CopiedClaim(*each) for each in claims)
+        page.append((payment, CopiedPayment(webhook, source, account, tuple(key for (key,) in keys), made)))
+    return page
+
+
+def _adopt(connection: sqlite3.Connection, copied: CopiedWebhook) -> bool:
+    if connection.execute("SELECT 1 FROM seen WHERE key = ?", (copied.came.key,)).fetchone() is not None:
+        return False
+    webhook = _add_webhook(connection, copied.came)
+    connection.executemany(
+        "INSERT INTO event VALUES (?, ?, ?, ?)",
+        [(webhook, number, each.id, each.sealed) for number, each in enumerate(copied.came.events)],
+    )
+    connection.executemany(
+        "INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+        [
+            (
+                webhook,
+                each.number,
+                each.event,
+                each.destination,
+                int(each.state),
+                each.reason,
+                each.due_at,
+                each.held_until,
+                len(each.attempts),
+                each.first_try_at,
+                each.rendered,
+                each.late,
+                each.at,
+                each.lane,
+            )
+            for each in copied.deliveries
+        ],
+    )
+    connection.executemany(
+        "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (webhook, delivery.number, number, each.at, each.took, each.status, each.outcome, each.response)
+            for delivery in copied.deliveries
+            for number, each in enumerate(delivery.attempts, 1)
+        ],
+    )
+    return True
+
+
+def _adopt_payment(connection: sqlite3.Connection, copied: CopiedPayment, now: int) -> None:
+    """Store the claims under a payment of their own, which is then united with what is known of its keys."""
+    owner = connection.execute("SELECT webhook FROM seen WHERE key = ?", (copied.webhook,)).fetchone()
+    if owner is None:
+        return  # retention took its webhook here, and so the payment
+    fresh = _next_payment(connection, owner[0])
+    for claim in copied.claims:
+        row = connection.execute("SELECT webhook FROM seen WHERE key = ?", (claim.webhook,)).fetchone()
+        webhook = row[0] if row else 0  # no webhook has that number, and it goes before all others
+        if not _is_claimed(connection, copied.keys, claim, webhook):
+            connection.execute(
+                "INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (fresh, claim.name, claim.event_id, webhook, claim.event, claim.held_until, claim.hold, claim.order),
+            )
+    payment = _unite(connection, copied.keys, fresh, now)
+    if payment != fresh:
+        _merge_claims(connection, fresh, payment, now)
+
+
+def _is_claimed(connection: sqlite3.Connection, keys: Sequence[bytes], claim: CopiedClaim, webhook: int) -> bool:
+    """Whether the event has the claim already: then what is known of it here stays."""
+    marks = ",".join("?" * len(keys))
+    row = connection.execute(
+        "SELECT 1 FROM payment_key k JOIN claim c ON c.payment = k.payment "  # noqa: S608
+        f"WHERE c.name = ? AND c.event_id = ? AND c.webhook = ? AND k.key IN ({marks}) LIMIT 1",
+        (claim.name, claim.event_id, webhook, *keys),
+    ).fetchone()
+    return row is not None
+
+
+def _adopt_request(connection: sqlite3.Connection, copied: OpenRequest) -> None:
+    request = copied.request
+    known = connection.execute(
+        "SELECT 1 FROM request WHERE asked_at = ? AND kind = ? AND source = ? AND account = ? "
+        "AND (done_at > 0 OR keys = ?)",
+        (copied.asked_at, request.kind, request.source, request.account, _encode(request.keys)),
+    ).fetchone()
+    if known is None:
+        _ask(connection, request, copied.asked_at)
 
 
 def _stored_webhook(row: tuple) -> StoredWebhook:  # type: ignore[type-arg]

@@ -35,6 +35,13 @@ async def test_who_is_forgotten_with_one_subject_is_forgotten_with_all(store: St
     assert await linked(store, "customer") == {}
 
 
+async def test_who_was_named_in_an_order_and_linked_by_somebody_keeps_that_link(store: Store) -> None:
+    await store.link([part("email", "their own"), part("phone", "v", by="user")], NOW)
+    await accept(store, webhook("a", subjects=("user", "email", "phone")), webhook("b", subjects=("phone",)))
+    assert (await store.forget(USER)).links == 0
+    assert (await linked(store, "email"), await linked(store, "phone")) == ({"": b"their own"}, {"": b"v"})
+
+
 async def test_what_is_erased_still_counts_once(store: Store) -> None:
     paid = structs.replace(report("a", "pi"), subjects=(key("user"),))
     (number,) = await accept(store, paid)

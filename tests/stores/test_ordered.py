@@ -47,6 +47,13 @@ async def test_an_earlier_one_that_comes_meanwhile_waits_for_what_is_on_its_way(
     assert await sent(store) == [b"sealed a"]
 
 
+async def test_an_earlier_one_goes_first_once_the_lease_of_a_later_one_ran_out(store: Store) -> None:
+    await accept(store, of(ADA, "b", 2))
+    await lease(store)
+    await accept(store, of(ADA, "a", 1))
+    assert await sent(store, NOW + MINUTE) == [b"sealed a", b"sealed b"]
+
+
 async def test_what_waits_for_another_is_not_announced_as_due(store: Store) -> None:
     await accept(store, of(ADA, "a", 1), of(ADA, "b", 2))
     leases, next_due = await store.lease("sink", 5, NOW, NOW + MINUTE)

@@ -75,11 +75,27 @@ def demo(once: bool, port: int) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8080, show_default=True)
 @click.option("--reload", "watch", is_flag=True, help="Put edits of the mappings in force as they are saved.")
-def serve(host: str, port: int, watch: bool) -> None:
+@click.option("--no-deliver", is_flag=True, help="Only take webhooks and links in; `gateway deliver` delivers.")
+def serve(host: str, port: int, watch: bool, no_deliver: bool) -> None:
     """Run the gateway. Everything else is set in the environment; see the README's table.
 
     SIGHUP has the mappings read again; a broken edit changes nothing.
     """
+    _serve(host, port, watch=watch, deliver=not no_deliver)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8081, show_default=True, help="Port of /livez, /readyz and /metrics.")
+@click.option("--reload", "watch", is_flag=True, help="Put edits of the mappings in force as they are saved.")
+def deliver(host: str, port: int, watch: bool) -> None:
+    """Only deliver what other gateways took in, over a Redis that they share. Run as many as you like."""
+    if _settings().embedded:
+        _fail("error: an embedded store is one process's own: set GATEWAY_STORE to a Redis, or run `gateway serve`", 2)
+    _serve(host, port, watch=watch, receive=False)
+
+
+def _serve(host: str, port: int, *, watch: bool, receive: bool = True, deliver: bool = True) -> None:
     from gateway.app import create_app
     from gateway.deliveries import StoreMismatch
     from gateway.documents import MappingErrors
@@ -90,7 +106,7 @@ def serve(host: str, port: int, watch: bool) -> None:
     settings = _settings()
     configure_logs(json=not sys.stderr.isatty())
     try:
-        app = create_app(settings, watch=watch)
+        app = create_app(settings, receive=receive, deliver=deliver, watch=watch)
     except MappingErrors as errors:
         _fail(str(errors))
     except (SettingsError, StoreMismatch) as error:
@@ -266,13 +282,13 @@ def _bodies(settings: Any, source: str | None, file: str | None, header: tuple[s
 
 
 def _stored(settings: Any) -> Any:
-    from gateway.app import StoredRequests
-    from gateway.deliveries import StoreMismatch
+    from gateway.deliveries import StoreMismatch, StoreUnavailable
     from gateway.settings import SettingsError
+    from gateway.stored import StoredRequests
 
     try:
         return StoredRequests(settings)
-    except (SettingsError, StoreMismatch) as error:
+    except (SettingsError, StoreMismatch, StoreUnavailable) as error:
         _fail(f"error: {error}", 2)
 
 
@@ -468,6 +484,53 @@ def link_token(user: str, minutes: int) -> None:
     click.echo(make_token(user, settings.link_secret, int(time.time()), minutes * 60))
 
 
+@main.command()
+def doctor() -> None:
+    """Say what is wrong with the settings, the mappings and the store, or may be some day. Exits 1 if something is."""
+    from gateway.doctor import examine
+
+    findings = asyncio.run(examine(_settings()))
+    for each in findings:
+        click.echo(f"{'ok' if each.well else '!!'}    {each.about}: {each.told}")
+    sys.exit(0 if all(each.well for each in findings) else 1)
+
+
+@main.group()
+def store() -> None:
+    """Look after the store."""
+
+
+@store.command("copy")
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def store_copy(source: str, target: str) -> None:
+    """Copy links, webhooks, claims and what is pending or dead: `gateway store copy sqlite:///data/gateway.db redis://…`.
+
+    Stop the gateway first, so that nothing changes meanwhile. Safe to run again: what is there already stays.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gateway.deliveries import StoreMismatch, StoreUnavailable
+    from gateway.moving import copy_store
+    from gateway.settings import SettingsError
+
+    settings = _settings()
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("copying", total=None)
+        try:
+            copied = asyncio.run(
+                copy_store(
+                    settings, source, target, lambda done, total: progress.update(task, completed=done, total=total)
+                )
+            )
+        except (SettingsError, StoreMismatch, StoreUnavailable) as error:
+            _fail(f"error: {error}", 2)
+    click.echo(
+        f"copied {copied.webhooks} webhooks and {copied.links} links; {copied.known} webhooks were there already"
+    )
+
+
 @main.group()
 def links() -> None:
     """Look at links: which browser visitor a subject belongs to."""
@@ -543,16 +606,16 @@ def replay(webhook: str) -> None:
 
     What was sent stays sent; what was skipped, failed or died starts again. A running gateway delivers it.
     """
-    from gateway.app import replay_stored
-    from gateway.deliveries import StoreMismatch
+    from gateway.deliveries import StoreMismatch, StoreUnavailable
     from gateway.documents import MappingErrors
     from gateway.settings import SettingsError
+    from gateway.stored import replay_stored
 
     try:
         replayed = asyncio.run(replay_stored(_settings(), webhook))
     except MappingErrors as errors:
         _fail(str(errors))
-    except (SettingsError, StoreMismatch) as error:
+    except (SettingsError, StoreMismatch, StoreUnavailable) as error:
         _fail(f"error: {error}", 2)
     if not replayed:
         _fail(f"error: there is no webhook {webhook} in the store, or retention has taken its body")

@@ -99,8 +99,8 @@ class NewEvent(Struct, frozen=True):
 class LinkPart(Struct, frozen=True):
     """What is known of one subject's browser for one product (`part`), sealed, until `expires_at`.
 
-    `taught_by` is the key of the subject that it was learned from, or None for a link that somebody made. `linked_at`
-    of a learned part is that of the link that it goes back to.
+    `taught_by` is the key of the subject that it goes back to, or None for a link that somebody made; empty when a
+    payload carried it. `linked_at` of a learned part is that of the link that it goes back to.
     """
 
     key: bytes
@@ -243,6 +243,63 @@ class OpenRequest(Struct, frozen=True):
     number: int
     asked_at: int
     request: DataRequest
+
+
+class CopiedDelivery(Struct, frozen=True, kw_only=True):
+    """All that a store knows of a delivery, for another store.
+
+    `number` is its place among its webhook's deliveries, of which a replay may have taken some away; `event` that of
+    its event. `late` is 1 when it wants to hear of a late link, 2 when it tells of one. `at` counts within its lane.
+    """
+
+    number: int
+    event: int
+    destination: str
+    state: State
+    reason: str | None
+    due_at: int
+    held_until: int
+    first_try_at: int
+    late: int
+    at: int
+    lane: bytes | None
+    rendered: bytes | None
+    attempts: tuple[Attempt, ...]
+
+
+class CopiedWebhook(Struct, frozen=True):
+    """A webhook with all that became of it, for another store, which gives it a number of its own.
+
+    `came` has its events without deliveries or claims. What is `unlinked` still waits to hear of a link.
+    """
+
+    came: Acceptance
+    deliveries: tuple[CopiedDelivery, ...]
+
+
+class CopiedClaim(Struct, frozen=True):
+    """A claim for another store. `webhook` is the duplicate key of whose event it is, empty when retention took it."""
+
+    name: str
+    event_id: bytes
+    webhook: bytes
+    event: int
+    held_until: int
+    hold: int
+    order: bytes | None
+
+
+class CopiedPayment(Struct, frozen=True):
+    """A payment for another store: all keys that are one, and its claims.
+
+    `webhook` is the duplicate key of the webhook, of this source and account, that retention counts from.
+    """
+
+    webhook: bytes
+    source: str
+    account: str
+    keys: tuple[bytes, ...]
+    claims: tuple[CopiedClaim, ...]
 
 
 class Forgotten(Struct, frozen=True):

@@ -4,6 +4,7 @@ Only the composition root and the command line import this. Secrets print as `**
 `NAME_FILE` names one, and its content, without trailing white space, is the value.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from gateway.documents import duration
 from gateway.mappings import bundled
 from gateway.sealing import Secret, load_or_create_key, parse_key
 
+REDIS = ("redis:", "rediss:", "unix:", "redis+sentinel:", "rediss+sentinel:", "redis+cluster:", "rediss+cluster:")
+"""How addresses of a Redis begin."""
+MAX_PARTITIONS = 1024
 MIN_LINK_SECRET = 32
 """Characters. Whoever holds one token can guess at the secret that signed it, without us noticing."""
 
@@ -36,7 +40,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body: int
     trusted_proxies: str
     exports: Path
+    partitions: int
+    wait_aof: bool
     environment: "Environment"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is a file of this machine's, and not a Redis that several gateways share."""
+        return self.store.startswith("sqlite:///")
+
+    @property
+    def store_shown(self) -> str:
+        """The store's address without its password."""
+        return re.sub(r"//[^@/]*@", "//***@", self.store)
 
     @property
     def store_path(self) -> Path:
@@ -45,6 +61,11 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def master_key(self) -> bytes:
         """Return the sealing key; beside an embedded store it is made on first use. Raises `SettingsError`."""
+        if not self.secret_key and not self.embedded:
+            raise SettingsError(
+                "GATEWAY_SECRET_KEY is not set, and every gateway that shares a Redis needs the same: make one with "
+                "`openssl rand -base64 32 | tr '+/' '-_'`"
+            )
         try:
             if self.secret_key:
                 return parse_key(self.secret_key.reveal())
@@ -88,10 +109,17 @@ def load_settings(values: Mapping[str, str]) -> Settings:
             return default
 
     store = text("GATEWAY_STORE", "sqlite:///data/gateway.db")
-    if not store.startswith("sqlite:///") or store == "sqlite:///":
+    if store == "sqlite:///" or not store.startswith(("sqlite:///", *REDIS)):
         mistakes.append(
-            f"GATEWAY_STORE: `{store.partition('://')[0]}` is not supported: write sqlite:///path/to/gateway.db"
+            f"GATEWAY_STORE: `{store.partition('://')[0]}` is not supported: write sqlite:///path/to/gateway.db, "
+            "or redis://host:6379/0"
         )
+    partitions = text("GATEWAY_PARTITIONS", "1")
+    if not partitions.isdecimal() or not 1 <= int(partitions) <= MAX_PARTITIONS:
+        mistakes.append(f"GATEWAY_PARTITIONS: `{partitions}`: write a number from 1 to {MAX_PARTITIONS}")
+    wait_aof = text("GATEWAY_WAIT_AOF", "false").lower()
+    if wait_aof not in {"true", "false"}:
+        mistakes.append(f"GATEWAY_WAIT_AOF: `{wait_aof}`: write true or false")
     link_secret = text("GATEWAY_LINK_SECRET")
     if link_secret and len(link_secret) < MIN_LINK_SECRET:
         mistakes.append(
@@ -130,5 +158,7 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         max_body=int(max_body),
         trusted_proxies=text("GATEWAY_TRUSTED_PROXIES"),
         exports=Path(text("GATEWAY_EXPORTS", "data/exports")),
+        partitions=int(partitions),
+        wait_aof=wait_aof == "true",
         environment=environment,
     )

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,6 +96,18 @@ def deliver(host: str, port: int, watch: bool) -> None:
     _serve(host, port, watch=watch, receive=False)
 
 
+async def _match(settings: Any) -> None:
+    """Raise `StoreMismatch` for a shared store that is not this gateway's; one that is away now is waited for later."""
+    from gateway.deliveries import StoreUnavailable
+    from gateway.sealing import Sealer
+    from gateway.store.opening import open_store
+
+    if not settings.embedded:
+        with suppress(StoreUnavailable):
+            store = await open_store(settings, Sealer(settings.master_key()))
+            await store.close()
+
+
 def _serve(host: str, port: int, *, watch: bool, receive: bool = True, deliver: bool = True) -> None:
     from gateway.app import create_app
     from gateway.deliveries import StoreMismatch
@@ -107,6 +120,7 @@ def _serve(host: str, port: int, *, watch: bool, receive: bool = True, deliver: 
     configure_logs(json=not sys.stderr.isatty())
     try:
         app = create_app(settings, receive=receive, deliver=deliver, watch=watch)
+        asyncio.run(_match(settings))
     except MappingErrors as errors:
         _fail(str(errors))
     except (SettingsError, StoreMismatch) as error:

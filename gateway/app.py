@@ -87,13 +87,13 @@ def create_app(
             deliveries.follow()
 
     @asynccontextmanager
-    async def running(app: Litestar) -> AsyncIterator[None]:
+    async def running(_app: Litestar) -> AsyncIterator[None]:
         if isinstance(store, RedisStore):
             await _connect(store)
             keepers["wake-ups"] = asyncio.create_task(store.follow(deliveries.wake))
         follow_mappings()
         keepers.update(
-            retention=asyncio.create_task(_keep_house(app, store, settings.retention, clock)),
+            retention=asyncio.create_task(_keep_house(store, settings.retention, clock)),
             mappings=asyncio.create_task(mappings.follow(follow_mappings, watch=watch)),
             privacy=asyncio.create_task(privacy.follow()),
             doubts=asyncio.create_task(doubts.follow()),
@@ -174,13 +174,12 @@ async def _connect(store: RedisStore) -> None:
             return
 
 
-async def _keep_house(app: Litestar, store: Store, retention: int, clock: Callable[[], int]) -> None:
-    """Apply retention, and forget the clients that the rate limit knew."""
+async def _keep_house(store: Store, retention: int, clock: Callable[[], int]) -> None:
+    """Apply retention."""
     while True:
         try:
             if purged := await store.purge(clock(), retention):
                 _LOG.info("purged", webhooks=purged)
-            await app.stores.get("rate_limit").delete_expired()  # type: ignore[attr-defined]
         except StoreUnavailable as error:
             _LOG.warning("store_unavailable", during="retention", error=str(error))
         await asyncio.sleep(HOUSEKEEPING)

@@ -10,9 +10,7 @@ Nothing else: a page that could name any user could claim other people's payment
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from ipaddress import AddressValueError, IPv6Address
 from typing import Any
 
 import jwt
@@ -35,6 +33,7 @@ from gateway.events import ProductIds, Visitor
 from gateway.identity import normalise_subject
 from gateway.links import Links, seal_visitor
 from gateway.mappings import SubjectNames
+from gateway.pacing import Allowance, client_of
 from gateway.privacy import Privacy
 from gateway.sealing import Sealer, Secret
 
@@ -43,9 +42,6 @@ MAX_ID = 512
 MAX_ENTRIES = 20
 MAX_PARTS = 40
 """Products that one subject may be linked to: all are read with each of its payments."""
-MAX_CLIENTS = 50_000
-"""Clients whose requests are counted; of more, the one that was counted longest begins anew."""
-MINUTE = 60_000
 MAX_TOKEN_LIFE = 86_400
 """Seconds. A token is for one visit; a longer-lived one would be a password in a page."""
 LEEWAY = 30
@@ -177,43 +173,6 @@ class Linking:
             if (normal := normalise_subject(name, value, None)) is not None:
                 keys.append(self._sealer.subject_key(name, normal))
         return keys
-
-
-class Allowance:
-    """What each client may still send in the minute that began with its first request; in bounded memory."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], int]) -> None:
-        self._per_minute = per_minute
-        self._clock = clock
-        self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """How many clients are counted."""
-        return len(self._counted)
-
-    def take(self, client: str) -> int:
-        """Count a request. Returns 0, or after how many ms the client may send one again."""
-        now = self._clock()
-        began, requests = self._counted.get(client, (now, 0))
-        if not 0 <= now - began < MINUTE:
-            began, requests = now, 0
-        if requests >= self._per_minute:
-            return began + MINUTE - now
-        if not requests:
-            self._counted.pop(client, None)  # so that they are in the order in which they began
-            while len(self._counted) >= MAX_CLIENTS:
-                self._counted.popitem(last=False)
-        self._counted[client] = (began, requests + 1)
-        return 0
-
-
-def client_of(host: str) -> str:
-    """Return what counts as one client. Whoever has an IPv6 address has the 2**64 of its network."""
-    try:
-        address = IPv6Address(host)
-    except AddressValueError:
-        return host[:64]
-    return str(address.ipv4_mapped or address.packed[:8].hex())
 
 
 def link_routes(linking: Linking, per_minute: int) -> list[HTTPRouteHandler]:

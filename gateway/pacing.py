@@ -1,8 +1,13 @@
-"""When to try again. Pure: the clock and the randomness are arguments; times are in ms."""
+"""When to try again, and how much anybody may. Pure: the clock and the randomness are arguments; times are in ms."""
 
 import email.utils
+from collections import OrderedDict
 from collections.abc import Callable
+from ipaddress import AddressValueError, IPv6Address
 
+MINUTE = 60_000
+MAX_CLIENTS = 50_000
+"""Clients whose requests are counted; of more, the one that was counted longest begins anew."""
 FIRST_PAUSE = 2_000
 LONGEST_PAUSE = 3_600_000
 LONGEST_RETRY_AFTER = 86_400_000
@@ -110,3 +115,43 @@ class Pace:
         earned = max(0, now - self._counted_at) / 1000 * self.per_second
         self._tokens = min(max(1.0, self.per_second), self._tokens + earned)
         self._counted_at = now
+
+
+class Allowance:
+    """What each client may still send in the minute that began with its first request.
+
+    Litestar's own rate limit keeps every address that ever called until somebody cleans up; this one has a bound.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], int]) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._counted: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many clients are counted."""
+        return len(self._counted)
+
+    def take(self, client: str) -> int:
+        """Count a request. Returns 0, or after how many ms the client may send one again."""
+        now = self._clock()
+        began, requests = self._counted.get(client, (now, 0))
+        if not 0 <= now - began < MINUTE:
+            began, requests = now, 0
+        if requests >= self._per_minute:
+            return began + MINUTE - now
+        if not requests:
+            self._counted.pop(client, None)  # so that they are in the order in which they began
+            while len(self._counted) >= MAX_CLIENTS:
+                self._counted.popitem(last=False)
+        self._counted[client] = (began, requests + 1)
+        return 0
+
+
+def client_of(host: str) -> str:
+    """Return what counts as one client. Whoever has an IPv6 address has the 2**64 of its network."""
+    try:
+        address = IPv6Address(host)
+    except AddressValueError:
+        return host[:64]
+    return str(address.ipv4_mapped or address.packed[:8].hex())

@@ -27,10 +27,11 @@ from click.testing import CliRunner
 from litestar import Litestar, Request, post
 
 from gateway.app import LINKS_PER_MINUTE, create_app
-from gateway.browser import LEEWAY, MAX_CLIENTS, MAX_PARTS, MINUTE, Allowance, client_of, make_token
+from gateway.browser import LEEWAY, MAX_PARTS, make_token
 from gateway.cli import main
 from gateway.links import KnownLink
 from gateway.mappings import bundled, minified, sample
+from gateway.pacing import MAX_CLIENTS, MINUTE, Allowance, client_of
 from gateway.sealing import Secret
 from gateway.server import running, server
 from gateway.settings import load_settings

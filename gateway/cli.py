@@ -518,9 +518,9 @@ def store() -> None:
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 def store_copy(source: str, target: str) -> None:
-    """Copy links, webhooks, claims and what is pending or dead: `gateway store copy sqlite:///data/gateway.db redis://…`.
+    """Copy links, webhooks, claims and deliveries: `gateway store copy sqlite:///data/gateway.db redis://…`.
 
-    Stop the gateway first, so that nothing changes meanwhile. Safe to run again: what is there already stays.
+    Stop the gateway first, and start none on the copy before it is whole. Safe to run again: what is there stays.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -12,6 +12,7 @@ Bytes in these Structs are sealed (see `sealing`), except keys, which are keyed 
 milliseconds since 1970.
 """
 
+from collections.abc import Collection
 from enum import IntEnum
 from typing import Literal
 
@@ -225,6 +226,18 @@ class Counts(Struct, frozen=True):
     dead: int
 
 
+class Backlog(Struct, frozen=True):
+    """Pending deliveries of one destination: what is due and in nobody's hands, and what is not due yet.
+
+    What is `waiting` waits for a link, a surer report, its next try, or the answer to the one under way.
+    `oldest_due_at` is None when nothing is due, or only what a worker that stopped gave back.
+    """
+
+    due: int
+    waiting: int
+    oldest_due_at: int | None
+
+
 class DataRequest(Struct, frozen=True):
     """What somebody may ask about a person's (or a shop's) data: that it be forgotten, or handed out.
 
@@ -300,6 +313,108 @@ class CopiedPayment(Struct, frozen=True):
     account: str
     keys: tuple[bytes, ...]
     claims: tuple[CopiedClaim, ...]
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """Which webhooks are looked for: those that fit all that is said. `subjects` are keys, of which one must be named.
+
+    `since` and `until` are when they came, `until` itself apart. `states`: one of its deliveries is in one of them;
+    `failed`: one of its rules failed.
+    """
+
+    id: str | None = None
+    source: str | None = None
+    type: str | None = None
+    subjects: tuple[bytes, ...] = ()
+    since: int = 0
+    until: int = NEVER
+    states: frozenset[State] = frozenset()
+    failed: bool = False
+
+    def fits(self, webhook: StoredWebhook, states: Collection[State]) -> bool:
+        """Whether a webhook is one of them, its subjects apart; `states` are those of its deliveries."""
+        return (
+            self.id in {None, webhook.id}
+            and self.source in {None, webhook.source}
+            and self.type in {None, webhook.type}
+            and self.since <= webhook.received_at < self.until
+            and (not self.states or not self.states.isdisjoint(states))
+            and (not self.failed or b'"error"' in webhook.notes)
+        )
+
+
+class FoundWebhook(Struct, frozen=True):
+    """A webhook of a list, and how many of its deliveries are in which state."""
+
+    webhook: StoredWebhook
+    states: dict[State, int]
+
+
+class WantedDeliveries(Struct, frozen=True, kw_only=True):
+    """Which deliveries are looked for: those that fit all that is said."""
+
+    destination: str | None = None
+    states: frozenset[State] = frozenset()
+    reason: str | None = None
+
+    def fits(self, destination: str, state: State, reason: str | None) -> bool:
+        """Whether a delivery is one of them."""
+        return (
+            self.destination in {None, destination}
+            and self.reason in {None, reason}
+            and (not self.states or state in self.states)
+        )
+
+
+Place = tuple[int, int]
+"""Where a delivery is: its webhook's number, and its own within it."""
+
+
+class FoundDelivery(Struct, frozen=True, kw_only=True):
+    """A delivery of a list. `attempts` is how often it was tried; `source`, `type` and `id` are its webhook's."""
+
+    webhook: int
+    number: int
+    destination: str
+    event: bytes
+    state: State
+    reason: str | None
+    due_at: int
+    attempts: int
+    source: str
+    type: str
+    id: str
+
+
+class DeadGroup(Struct, frozen=True):
+    """What died at a destination for one reason: how many deliveries, and the webhooks that they begin and end with."""
+
+    destination: str
+    reason: str
+    number: int
+    oldest: int
+    newest: int
+
+
+class Revived(Struct, frozen=True):
+    """What a step of retrying dead deliveries did. `before` is where to go on, None at the end."""
+
+    number: int
+    due: frozenset[str]
+    before: Place | None
+
+
+class Accounted(Struct, frozen=True):
+    """What became of one webhook: its sealed events by id, and destination, state and reason of each delivery by event.
+
+    A replay may have made an event again: the newest is kept.
+    """
+
+    webhook: int
+    source: str
+    notes: bytes
+    events: dict[bytes, bytes]
+    deliveries: tuple[tuple[bytes, str, State, str | None], ...]
 
 
 class Forgotten(Struct, frozen=True):

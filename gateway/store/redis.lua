@@ -172,6 +172,42 @@ local function dequeue(t, webhook, number, it)
   end
 end
 
+-- What waits for an operator (parked, dead) is listed by where it is; what is dead also by destination and reason.
+
+local NUMBERS = 4096
+
+local function where(webhook, number)
+  return text(tonumber(webhook) * NUMBERS + math.min(tonumber(number), NUMBERS - 1))
+end
+
+local function group_of(it)
+  return it[D.destination] .. '\n' .. it[D.reason]
+end
+
+local function track(t, webhook, number, it)
+  local member = webhook .. '.' .. number
+  if it[D.state] == PARKED then
+    call('ZADD', t.tag .. ':parked', where(webhook, number), member)
+  elseif it[D.state] == DEAD then
+    call('ZADD', t.tag .. ':dead', where(webhook, number), member)
+    call('ZADD', t.tag .. ':dead:' .. group_of(it), where(webhook, number), member)
+    call('SADD', t.tag .. ':deaths', group_of(it))
+  end
+end
+
+local function untrack(t, webhook, number, it)
+  local member = webhook .. '.' .. number
+  if it[D.state] == PARKED then
+    call('ZREM', t.tag .. ':parked', member)
+  elseif it[D.state] == DEAD then
+    call('ZREM', t.tag .. ':dead', member)
+    call('ZREM', t.tag .. ':dead:' .. group_of(it), member)
+    if call('EXISTS', t.tag .. ':dead:' .. group_of(it)) == 0 then
+      call('SREM', t.tag .. ':deaths', group_of(it))
+    end
+  end
+end
+
 local function set_field(t, name, value)
   local fields = t.fields
   fields[#fields + 1] = name
@@ -235,6 +271,9 @@ local function put(t, webhook, number, it, was)
   elseif was and was < SENT then
     dequeue(t, webhook, number, it)
   end
+  if was ~= it[D.state] then
+    track(t, webhook, number, it)
+  end
   if was then
     count(t, it[D.destination], was, -1)
   end
@@ -252,6 +291,7 @@ local function remove(t, webhook, number, it)
   if it[D.state] < SENT then
     dequeue(t, webhook, number, it)
   end
+  untrack(t, webhook, number, it)
   count(t, it[D.destination], it[D.state], -1)
 end
 
@@ -545,6 +585,36 @@ local function ask(t, request)
   return tonumber(number)
 end
 
+-- Webhooks are listed by source and type, and by what their sender calls them.
+
+local function enlist(t, webhook, came)
+  local kind = came[W.source] .. '\n' .. came[W.type]
+  call('ZADD', t.tag .. ':of:' .. kind, webhook, webhook)
+  call('SADD', t.tag .. ':kinds', kind)
+  if call('HSETNX', t.tag .. ':ids', came[W.id], webhook) == 0 then
+    call('HSET', t.tag .. ':ids', came[W.id], call('HGET', t.tag .. ':ids', came[W.id]) .. ' ' .. webhook)
+  end
+end
+
+local function delist(t, webhook, came)
+  local kind = came[W.source] .. '\n' .. came[W.type]
+  call('ZREM', t.tag .. ':of:' .. kind, webhook)
+  if call('EXISTS', t.tag .. ':of:' .. kind) == 0 then
+    call('SREM', t.tag .. ':kinds', kind)
+  end
+  local left = {}
+  for each in string.gmatch(call('HGET', t.tag .. ':ids', came[W.id]) or '', '%d+') do
+    if each ~= webhook then
+      left[#left + 1] = each
+    end
+  end
+  if #left > 0 then
+    call('HSET', t.tag .. ':ids', came[W.id], table.concat(left, ' '))
+  else
+    call('HDEL', t.tag .. ':ids', came[W.id])
+  end
+end
+
 local function add_webhook(t, fingerprint, new)
   local sequence = call('HINCRBY', t.tag .. ':meta', 'last', 1)
   if sequence == 1 then
@@ -553,6 +623,7 @@ local function add_webhook(t, fingerprint, new)
   local webhook = text(sequence * PARTITIONS + partition(t.tag))
   local came = { new.source, new.account, new.type, new.id, new.occurred_at, new.received_at, new.test, new.key }
   set_field(t, 'w', pack(came))
+  enlist(t, webhook, came)
   if new.kept == 1 then
     set_field(t, 'b', new.sealed)
   end
@@ -690,6 +761,7 @@ local function lease(keys, args)
         local webhook, number = string.match(member, '^(%d+)%.(%d+)$')
         local key = t.webhook .. webhook
         local stored = call('HMGET', key, 'e' .. it[D.event], 'r' .. number)
+        untrack(t, webhook, number, it)
         it[D.state], it[D.reason], it[D.due_at], it[D.fence] = LEASED, '', tonumber(til), it[D.fence] + 1
         call('HSET', key, 'd' .. number, pack(it))
         leased[#leased + 1] = til
@@ -988,6 +1060,7 @@ local function erase(t, webhook)
     local each = all[number]
     if each then
       count(t, each[D.destination], each[D.state], -1)
+      untrack(t, webhook, number, each)
       if each[D.state] < SENT then
         pending = pending + 1
         dequeue(t, webhook, number, each)
@@ -1080,6 +1153,7 @@ local function purge(keys, args)
         call('HDEL', t.tag .. ':payments', number)
       end
       call('HDEL', t.tag .. ':seen', it[W.key])
+      delist(t, webhook, it)
       call('DEL', t.webhook .. webhook)
       t.dirty[webhook] = nil
       gone = gone + 1
@@ -1115,17 +1189,17 @@ local function read_webhook(keys, args)
 end
 
 -- Look at up to `step` webhooks before a sequence number (0: from the newest on). Return where to go on (0 at the
--- end), and up to `limit` rows, newest first: all of them, or those that their sender calls `id`.
+-- end), and up to `limit` rows, newest first.
 local function list(keys, args)
   local t = begin(keys[1])
-  local before, limit, step, id = tonumber(args[1]), tonumber(args[2]), tonumber(args[3]), args[4]
+  local before, limit, step = tonumber(args[1]), tonumber(args[2]), tonumber(args[3])
   local meta = call('HMGET', t.tag .. ':meta', 'first', 'last')
   local first, last = tonumber(meta[1] or 1), tonumber(meta[2] or 0)
   local sequence = before > 0 and math.min(before - 1, last) or last
   local found = {}
   while sequence >= first and #found < limit and step > 0 do
     local it = row(t, text(sequence * PARTITIONS + partition(t.tag)), false)
-    if it and (not id or it[5] == id) then
+    if it then
       found[#found + 1] = it
     end
     sequence, step = sequence - 1, step - 1
@@ -1157,6 +1231,255 @@ local function read_deliveries(keys, args)
     end
   end
   return found
+end
+
+-- Return sequence numbers between which the webhooks are that came in a time: after the first, up to the last. They are
+-- in order of arrival, or nearly; what is no more there came before all others.
+local function span(t, since, til)
+  local meta = call('HMGET', t.tag .. ':meta', 'first', 'last')
+  local first, last = tonumber(meta[1] or 1), tonumber(meta[2] or 0)
+  local function came_by(at)
+    local low, high = first - 1, last
+    while low < high do
+      local middle = math.ceil((low + high) / 2)
+      local stored = call('HGET', t.webhook .. text(middle * PARTITIONS + partition(t.tag)), 'w')
+      if not stored or unpacked(stored)[W.received_at] < at then
+        low = middle
+      else
+        high = middle - 1
+      end
+    end
+    return low
+  end
+  return since > 0 and came_by(since) or first - 1, til < NEVER and came_by(til) or last
+end
+
+-- Return the numbers of webhooks, newest first, and how many were looked at: those of an index, or all. They came in a
+-- time, before a number, after another.
+local function candidates(keys, args)
+  local t = begin(keys[1])
+  local read = reader(args)
+  local before, limit, since, til = read.number(), read.number(), read.number(), read.number()
+  local id, source, type_, state = read.text(), read.text(), read.text(), read.number()
+  local subjects = read.rest()
+  local after, last = span(t, since, til)
+  local low, high = after * PARTITIONS + partition(t.tag), math.min(before - 1, last * PARTITIONS + partition(t.tag))
+  local found, seen = {}, {}
+  local function add(webhook)
+    local number = tonumber(webhook)
+    if not seen[number] and number > low and number <= high then
+      seen[number] = true
+      found[#found + 1] = number
+    end
+  end
+  local function add_set(key)
+    for _, webhook in ipairs(call('ZRANGE', key, text(high), '(' .. text(low), 'BYSCORE', 'REV', 'LIMIT', 0, limit)) do
+      add(webhook)
+    end
+  end
+  if #subjects > 0 then
+    for _, key in ipairs(subjects) do
+      add_set(t.tag .. ':n:' .. key)
+    end
+  elseif id ~= '' then
+    for webhook in string.gmatch(call('HGET', t.tag .. ':ids', id) or '', '%d+') do
+      add(webhook)
+    end
+  elseif state == PARKED or state == DEAD then
+    local least, most = where(text(low), NUMBERS - 1), where(text(high), NUMBERS - 1)
+    local set = t.tag .. (state == DEAD and ':dead' or ':parked')
+    for _, member in ipairs(call('ZRANGE', set, most, '(' .. least, 'BYSCORE', 'REV', 'LIMIT', 0, limit)) do
+      add(string.match(member, '^(%d+)'))
+    end
+  elseif source ~= '' or type_ ~= '' then
+    for _, kind in ipairs(call('SMEMBERS', t.tag .. ':kinds')) do
+      local its_source, its_type = string.match(kind, '^(.-)\n(.*)$')
+      if (source == '' or source == its_source) and (type_ == '' or type_ == its_type) then
+        add_set(t.tag .. ':of:' .. kind)
+      end
+    end
+  else
+    local sequence = math.floor((high - partition(t.tag)) / PARTITIONS)
+    while sequence > after and #found < limit do
+      add(sequence * PARTITIONS + partition(t.tag))
+      sequence = sequence - 1
+    end
+  end
+  table.sort(found, function(a, b) return a > b end)
+  for index = limit + 1, #found do
+    found[index] = nil
+  end
+  return found
+end
+
+-- Return webhooks by their numbers, and for each how many of its deliveries are in which state.
+local function summaries(keys, args)
+  local t = begin(keys[1])
+  local found = {}
+  for _, webhook in ipairs(args) do
+    local it = row(t, webhook, false)
+    if it then
+      local all, last = deliveries(t, webhook)
+      local states = {}
+      for number = 0, last do
+        local state = all[number] and all[number][D.state]
+        if state then
+          states[state] = (states[state] or 0) + 1
+        end
+      end
+      local flat = {}
+      for state, number in pairs(states) do
+        flat[#flat + 1] = state
+        flat[#flat + 1] = number
+      end
+      found[#found + 1] = { it, flat }
+    end
+  end
+  return found
+end
+
+-- Return what a list shows of one delivery.
+local function listed(t, webhook, number, it)
+  local stored = call('HMGET', t.webhook .. webhook, 'w', 'e' .. it[D.event])
+  local came = unpacked(stored[1])
+  return {
+    tonumber(webhook), tonumber(number), it[D.destination], stored[2], it[D.state], it[D.reason], text(it[D.due_at]),
+    it[D.attempts], came[W.source], came[W.type], came[W.id],
+  }
+end
+
+-- Return members of a set of deliveries before a place, newest first.
+local function members_before(key, webhook, number, limit)
+  local most = webhook > 0 and '(' .. where(webhook, number) or '+inf'
+  return call('ZRANGE', key, most, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, limit)
+end
+
+-- Look at up to `step` deliveries before a place, newest first. Return up to `limit` that fit, and the place of the last
+-- that was looked at (0: there are no more).
+local function list_deliveries(keys, args)
+  local t = begin(keys[1])
+  local read = reader(args)
+  local webhook, number, limit, step = read.number(), read.number(), read.number(), read.number()
+  local destination, by_reason, reason = read.text(), read.number(), read.text()
+  local states, many = {}, 0
+  for _, each in ipairs(read.rest()) do
+    states[tonumber(each)], many = true, many + 1
+  end
+  local found, last_webhook, last_number = {}, 0, 0
+  local function look(its_webhook, its_number, it)
+    last_webhook, last_number, step = tonumber(its_webhook), tonumber(its_number), step - 1
+    if it and (destination == '' or it[D.destination] == destination) and (by_reason == 0 or it[D.reason] == reason)
+      and (many == 0 or states[it[D.state]])
+    then
+      found[#found + 1] = listed(t, its_webhook, its_number, it)
+    end
+    return #found < limit and step > 0
+  end
+  local set
+  if many == 1 and states[DEAD] then
+    set = t.tag .. ':dead'
+    if destination ~= '' and by_reason == 1 then
+      set = set .. ':' .. destination .. '\n' .. reason
+    end
+  elseif many == 1 and states[PARKED] then
+    set = t.tag .. ':parked'
+  end
+  if set then
+    for _, member in ipairs(members_before(set, webhook, number, step)) do
+      local its_webhook, its_number = string.match(member, '^(%d+)%.(%d+)$')
+      if not look(its_webhook, its_number, delivery_of(t, member)) then
+        return { last_webhook, last_number, found }
+      end
+    end
+    return { 0, 0, found }
+  end
+  local meta = call('HMGET', t.tag .. ':meta', 'first', 'last')
+  local first, sequence = tonumber(meta[1] or 1), tonumber(meta[2] or 0)
+  if webhook > 0 then
+    sequence = math.min(sequence, math.floor((webhook - partition(t.tag)) / PARTITIONS))
+  end
+  while sequence >= first do
+    local its_webhook = text(sequence * PARTITIONS + partition(t.tag))
+    local all, last = deliveries(t, its_webhook)
+    if webhook == tonumber(its_webhook) then
+      last = math.min(last, number - 1)
+    end
+    for its_number = last, 0, -1 do
+      if all[its_number] and not look(its_webhook, its_number, all[its_number]) then
+        return { last_webhook, last_number, found }
+      end
+    end
+    step = step - 1
+    if step <= 0 then
+      return { tonumber(its_webhook), 0, found }
+    end
+    sequence = sequence - 1
+  end
+  return { 0, 0, found }
+end
+
+-- Return destination, reason, how many, the oldest and the newest webhook of what is dead.
+local function dead(keys)
+  local found = {}
+  for _, group in ipairs(call('SMEMBERS', keys[1] .. ':deaths')) do
+    local set = keys[1] .. ':dead:' .. group
+    local destination, reason = string.match(group, '^(.-)\n(.*)$')
+    local oldest, newest = call('ZRANGE', set, 0, 0), call('ZRANGE', set, -1, -1)
+    found[#found + 1] = {
+      destination, reason, call('ZCARD', set), tonumber(string.match(oldest[1], '^%d+')),
+      tonumber(string.match(newest[1], '^%d+')),
+    }
+  end
+  return found
+end
+
+local function revive(t, webhook, number, it, now)
+  local was = it[D.state]
+  untrack(t, webhook, number, it)
+  if was == PARKED then
+    dequeue(t, webhook, number, it)
+  end
+  it[D.state], it[D.reason], it[D.due_at], it[D.held_until], it[D.first_try_at] = DUE, '', now, 0, 0
+  put(t, webhook, number, it, was)
+  t.due[it[D.destination]] = true
+end
+
+-- Let a dead or parked delivery start again. Return its destination, or false when it is in no such state.
+local function retry(keys, args)
+  local t = begin(keys[1])
+  local it = delivery_of(t, args[1] .. '.' .. args[2])
+  if not it or (it[D.state] ~= DEAD and it[D.state] ~= PARKED) then
+    return false
+  end
+  revive(t, args[1], args[2], it, tonumber(args[3]))
+  finish(t)
+  return it[D.destination]
+end
+
+-- Let up to `limit` dead deliveries before a place start again. Return how many, who has work, and the place of the last
+-- that was looked at (0: there are no more).
+local function retry_dead(keys, args)
+  local t = begin(keys[1])
+  local read = reader(args)
+  local webhook, number, limit, step = read.number(), read.number(), read.number(), read.number()
+  local destination, by_reason, reason, now = read.text(), read.number(), read.text(), read.number()
+  local set, done = t.tag .. ':dead', 0
+  if destination ~= '' and by_reason == 1 then
+    set = set .. ':' .. destination .. '\n' .. reason
+  end
+  for _, member in ipairs(members_before(set, webhook, number, step)) do
+    local its_webhook, its_number = string.match(member, '^(%d+)%.(%d+)$')
+    local it = delivery_of(t, member)
+    if it and (destination == '' or it[D.destination] == destination) and (by_reason == 0 or it[D.reason] == reason) then
+      revive(t, its_webhook, its_number, it, now)
+      done = done + 1
+    end
+    step = step - 1
+    if done == limit or step == 0 then
+      return { done, finish(t), tonumber(its_webhook), tonumber(its_number) }
+    end
+  end
+  return { done, finish(t), 0, 0 }
 end
 
 -- Return what the payment of these keys is called: by its purchase (0 first) or another event, whose webhook, the name.
@@ -1204,6 +1527,36 @@ local function arrivals(keys, args)
     found[#found + 1] = { came[W.received_at], tonumber(webhook) }
   end)
   return { after, found }
+end
+
+-- Return what became of a step of webhooks that came in a time, from a sequence number on (0: from the first).
+local function accounted(keys, args)
+  local t, found = begin(keys[1]), {}
+  local from, step, since, til = tonumber(args[1]), tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  local after, last = span(t, tonumber(args[5]), tonumber(args[6]))
+  from = math.max(from, after + 1)
+  local on = walk(t, from, math.min(step, last - from + 1), function(webhook, came)
+    if came[W.received_at] < since or came[W.received_at] >= til then
+      return
+    end
+    local it, events, made = head(t, webhook), {}, {}
+    for place = EVENTS_FROM, #it do
+      local sealed = call('HGET', t.webhook .. webhook, 'e' .. (place - EVENTS_FROM))
+      if sealed then
+        events[#events + 1] = it[place]
+        events[#events + 1] = sealed
+      end
+    end
+    local all, highest = deliveries(t, webhook)
+    for number = 0, highest do
+      local each = all[number]
+      if each then
+        made[#made + 1] = { it[EVENTS_FROM + each[D.event]], each[D.destination], each[D.state], each[D.reason] }
+      end
+    end
+    found[#found + 1] = { tonumber(webhook), came[W.source], it[N.notes], events, made }
+  end)
+  return { on > 0 and on <= last and on or 0, found }
 end
 
 -- Return all of a webhook: as it came, whether it waits, teaches, whom it names, its events, its deliveries.
@@ -1276,6 +1629,7 @@ local function adopt_delivery(t, webhook, read)
   end
   set_field(t, 'd' .. number, pack(it))
   count(t, it[D.destination], it[D.state], 1)
+  track(t, webhook, number, it)
   if it[D.state] < SENT then
     t.queued[#t.queued + 1] = { number, it }
     t.due[it[D.destination]] = true
@@ -1397,6 +1751,23 @@ local function end_links(keys, args)
   return 1
 end
 
+-- Return, for each destination that anything waits for: its name, how much is due, how much is pending, and when the
+-- first of its queue was due; what was given back (0) is first in line, and nobody knows since when.
+local function backlog(keys, args)
+  local found = {}
+  local counts = call('HGETALL', keys[1] .. ':counts')
+  for index = 1, #counts, 2 do
+    local destination = string.match(counts[index], '^pending:(.*)$')
+    if destination then
+      local queue = keys[1] .. ':due:' .. destination
+      local first = call('ZRANGE', queue, '(0', args[1], 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+      local due = call('ZCOUNT', queue, '-inf', args[1])
+      found[#found + 1] = { destination, due, tonumber(counts[index + 1]), first[2] or '' }
+    end
+  end
+  return found
+end
+
 local function register(name, callback, flags)
   redis.register_function({ function_name = 'gateway_@version@_' .. name, callback = callback, flags = flags })
 end
@@ -1412,6 +1783,8 @@ register('adopt', adopt, {})
 register('adopt_payment', adopt_payment, {})
 register('adopt_told', adopt_told, {})
 register('adopt_request', adopt_request, {})
+register('retry', retry, {})
+register('retry_dead', retry_dead, {})
 -- These make room, or finish what is begun: a full server takes them.
 register('lease', lease, { 'allow-oom' })
 register('settle', settle, { 'allow-oom' })
@@ -1429,8 +1802,14 @@ register('of_account', of_account, { 'no-writes' })
 register('webhook', read_webhook, { 'no-writes' })
 register('list', list, { 'no-writes' })
 register('deliveries', read_deliveries, { 'no-writes' })
+register('candidates', candidates, { 'no-writes' })
+register('summaries', summaries, { 'no-writes' })
+register('list_deliveries', list_deliveries, { 'no-writes' })
+register('dead', dead, { 'no-writes' })
+register('accounted', accounted, { 'no-writes' })
 register('order_of', order_of, { 'no-writes' })
 register('extent', extent, { 'no-writes' })
+register('backlog', backlog, { 'no-writes' })
 register('arrivals', arrivals, { 'no-writes' })
 register('copied', copied, { 'no-writes' })
 register('copied_payments', copied_payments, { 'no-writes' })

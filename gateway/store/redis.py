@@ -40,6 +40,8 @@ Layout
     :keys            payment key -> payment;  :payments  payment -> its keys and claims
     :told            objects by when their newest state was
     :asked           requests about data; :answered what became of them
+    :ids             what senders call webhooks -> their numbers;  :of:<source>\\n<type> webhooks;  :kinds of those
+    :parked          deliveries that are; :dead, also :dead:<name>\\n<reason>;  :deaths which of these there are
 
 and `{gw:<subject key>}` is a link: all its parts in one string, which the server drops by itself. A webhook's number is
 its place in its partition times 1024 plus the partition's number, so that numbers of one partition are in order of
@@ -63,26 +65,36 @@ from msgspec import msgpack, structs
 from redis import exceptions as failures
 
 from gateway.deliveries import (
+    NEVER,
     Acceptance,
+    Accounted,
     Attempt,
+    Backlog,
     CopiedClaim,
     CopiedDelivery,
     CopiedPayment,
     CopiedWebhook,
     Counts,
     DataRequest,
+    DeadGroup,
     Forgotten,
+    FoundDelivery,
+    FoundWebhook,
     Lease,
     LinkPart,
     NewEvent,
     OpenRequest,
+    Place,
     Receipt,
+    Revived,
     Settlement,
     State,
     StoredDelivery,
     StoredWebhook,
     StoreMismatch,
     StoreUnavailable,
+    Wanted,
+    WantedDeliveries,
 )
 from gateway.store.redis_calls import Address, Argument, Calls, parse_address
 
@@ -95,6 +107,14 @@ STEP = 200
 """Webhooks looked at in one call: bounds how long the server is busy with it."""
 MAX_TOLD = 100
 """Subjects that one link is passed on to, and webhooks of each that hear of it."""
+SCAN = 500
+"""Webhooks or deliveries that one page of a list looks at in each partition."""
+SCAN_STEP = 100
+"""Webhooks that are read at once to see whether they fit."""
+SLACK = 60_000
+"""Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
+ABOVE = 1 << 40
+"""A webhook's number that none has."""
 COPY_WEBHOOKS = 20
 """Webhooks, which may be large, that are read at once when all is copied."""
 MAX_PARTITIONS = 1024
@@ -440,16 +460,16 @@ class RedisStore:
         return _stored_webhook(row) if row else None
 
     async def find(self, id: str) -> list[int]:
-        """Return the numbers of the webhooks that their sender calls `id`, newest first. Looks at all of them."""
-        pages = await asyncio.gather(*(self._list(number, None, 50, id) for number in range(len(self._tags))))
-        return sorted((each.webhook for page in pages for each in page), reverse=True)[:50]
+        """Return the numbers of the webhooks that their sender calls `id`, newest first."""
+        found, _ = await self.search(Wanted(id=id), limit=50)
+        return [each.webhook.webhook for each in found]
 
-    async def _list(self, partition: int, before: int | None, limit: int, *id: str) -> list[StoredWebhook]:
+    async def _list(self, partition: int, before: int | None, limit: int) -> list[StoredWebhook]:
         found: list[StoredWebhook] = []
         sequence = 0 if before is None else max(1, math.ceil((before - partition) / MAX_PARTITIONS))
         while len(found) < limit:
             left = limit - len(found)
-            sequence, rows = await self._calls.call("list", self._tags[partition], sequence, left, 5 * STEP, *id)
+            sequence, rows = await self._calls.call("list", self._tags[partition], sequence, left, 5 * STEP)
             found += [_stored_webhook(row) for row in rows]
             if not sequence:
                 break
@@ -475,6 +495,112 @@ class RedisStore:
             )
         ]
 
+    async def search(
+        self, wanted: Wanted, *, before: int | None = None, limit: int = 50
+    ) -> tuple[list[FoundWebhook], int | None]:
+        """Return webhooks that fit, newest first, and the number to go on from (None: there are no more).
+
+        A page that few fit may be short, or empty, and still not be the last.
+        """
+        pages = await asyncio.gather(*(self._search(tag, wanted, before, limit) for tag in self._tags))
+        # What was not looked at in one partition may come before what was found in another.
+        floor = max((to for _, to in pages if to is not None), default=None)
+        found = sorted((each for page, _ in pages for each in page), key=lambda each: -each.webhook.webhook)
+        told = [each for each in found if floor is None or each.webhook.webhook >= floor]
+        if len(told) > limit:
+            return told[:limit], told[limit - 1].webhook.webhook
+        return told, floor
+
+    async def _search(
+        self, tag: bytes, wanted: Wanted, before: int | None, limit: int
+    ) -> tuple[list[FoundWebhook], int | None]:
+        """Search one partition. Also returns the number up to which it was looked at, None for all of it."""
+        stuck = next(iter(wanted.states)) if len(wanted.states) == 1 else 0
+        since = max(0, wanted.since - SLACK)
+        until = wanted.until + SLACK if wanted.until < NEVER else NEVER
+        numbers = await self._calls.call(
+            "candidates",
+            tag,
+            before if before is not None else NEVER,
+            SCAN,
+            *(since, until, wanted.id or "", wanted.source or "", wanted.type or "", int(stuck)),
+            *wanted.subjects,
+        )
+        found: list[FoundWebhook] = []
+        for at in range(0, len(numbers), SCAN_STEP):
+            step = numbers[at : at + SCAN_STEP]
+            for row, flat in await self._calls.call("summaries", tag, *step):
+                states = {State(state): number for state, number in zip(flat[::2], flat[1::2], strict=True)}
+                each = FoundWebhook(_stored_webhook(row), states)
+                if not wanted.fits(each.webhook, states):
+                    continue
+                if len(found) == limit:
+                    return found, found[-1].webhook.webhook
+                found.append(each)
+        return found, numbers[-1] if len(numbers) == SCAN else None
+
+    async def search_deliveries(
+        self, wanted: WantedDeliveries, *, before: Place | None = None, limit: int = 50
+    ) -> tuple[list[FoundDelivery], Place | None]:
+        """Return deliveries that fit, those of the newest webhooks first, and where to go on, as `search` does."""
+        which = (*_wanted(wanted), *(int(state) for state in wanted.states))
+        # One more than asked for, as it tells whether there are more.
+        asked = (*(before or (0, 0)), limit + 1, SCAN)
+        pages = await self._everywhere("list_deliveries", *asked, *which)
+        floor = max(((to, at) for to, at, _ in pages if to), default=None)
+        found = sorted((_found_delivery(row) for _, _, rows in pages for row in rows), key=_place, reverse=True)
+        told = [each for each in found if floor is None or _place(each) >= floor]
+        if len(told) > limit:
+            return told[:limit], _place(told[limit - 1])
+        return told, floor
+
+    async def dead(self) -> list[DeadGroup]:
+        """Return what is dead, by destination and reason."""
+        groups: dict[tuple[str, str], DeadGroup] = {}
+        for page in await self._everywhere("dead"):
+            for destination, reason, number, oldest, newest in page:
+                one = DeadGroup(destination.decode(), reason.decode(), number, oldest, newest)
+                other = groups.get((one.destination, one.reason), one)
+                groups[one.destination, one.reason] = DeadGroup(
+                    one.destination,
+                    one.reason,
+                    number + (other.number if other is not one else 0),
+                    min(oldest, other.oldest),
+                    max(newest, other.newest),
+                )
+        return [groups[key] for key in sorted(groups)]
+
+    async def retry(self, webhook: int, number: int, now: int) -> str | None:
+        """Let a dead or parked delivery start again. Returns its destination, None when it is in no such state."""
+        if webhook % MAX_PARTITIONS >= len(self._tags):
+            return None
+        destination = await self._calls.call("retry", self._tag(webhook), webhook, number, now)
+        return destination.decode() if destination else None
+
+    async def retry_dead(self, wanted: WantedDeliveries, now: int, *, before: Place | None, limit: int) -> Revived:
+        """Let dead deliveries of a destination, or that died for a reason, start again, a step at a time.
+
+        Of several partitions each is gone through by itself, the last first: the place says which.
+        """
+        partition = before[0] % MAX_PARTITIONS if before else len(self._tags) - 1
+        done, due, webhook, number = await self._calls.call(
+            "retry_dead", self._tags[partition], *(before or (0, 0)), limit, SCAN, *_wanted(wanted), now
+        )
+        if webhook:
+            return Revived(done, _names(due), (webhook, number))
+        return Revived(done, _names(due), (ABOVE + partition - 1, 0) if partition else None)
+
+    async def accounted(self, since: int, until: int) -> AsyncIterator[Accounted]:
+        """Yield what became of each webhook that came in that time (`until` apart), the first that came first."""
+        for tag in self._tags:
+            sequence = 1
+            while sequence:
+                sequence, rows = await self._calls.call(
+                    "accounted", tag, sequence, STEP, since, until, max(0, since - SLACK), until + SLACK
+                )
+                for row in rows:
+                    yield _accounted(row)
+
     async def counts(self) -> dict[str, Counts]:
         """Count deliveries by destination from their states."""
         found: dict[str, dict[str, int]] = {}
@@ -484,6 +610,18 @@ class RedisStore:
                 states = found.setdefault(destination, {})
                 states[state] = states.get(state, 0) + int(number)
         return {destination: _counts(states) for destination, states in found.items()}
+
+    async def backlog(self, now: int) -> dict[str, Backlog]:
+        """Return how much waits for each destination that anything waits for. Costs the same however much that is.
+
+        Of a lane only who is next counts as due; the others wait for it.
+        """
+        found: dict[str, Backlog] = {}
+        for answer in await self._everywhere("backlog", now):
+            for name, due, pending, first in answer:
+                here = Backlog(due, max(0, pending - due), int(float(first)) if first else None)
+                found[name.decode()] = _both(found.get(name.decode()), here)
+        return found
 
     async def purge(self, now: int, retention: int) -> int:
         """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
@@ -754,6 +892,42 @@ def _payment(copied: CopiedPayment) -> Iterable[Argument]:
         yield from (each.event, each.held_until, each.hold, each.order or b"")
 
 
+def _wanted(wanted: WantedDeliveries) -> tuple[Argument, ...]:
+    return wanted.destination or "", int(wanted.reason is not None), wanted.reason or ""
+
+
+def _place(delivery: FoundDelivery) -> Place:
+    return delivery.webhook, delivery.number
+
+
+def _found_delivery(row: Sequence[Any]) -> FoundDelivery:
+    webhook, number, destination, event, state, reason, due_at, attempts, source, type, id = row
+    return FoundDelivery(
+        webhook=webhook,
+        number=number,
+        destination=destination.decode(),
+        event=event,
+        state=State(state),
+        reason=reason.decode() or None,
+        due_at=int(due_at),
+        attempts=attempts,
+        source=source.decode(),
+        type=type.decode(),
+        id=id.decode(),
+    )
+
+
+def _accounted(row: Sequence[Any]) -> Accounted:
+    webhook, source, notes, events, deliveries = row
+    return Accounted(
+        webhook,
+        source.decode(),
+        notes,
+        dict(zip(events[::2], events[1::2], strict=True)),
+        tuple((event, name.decode(), State(state), why.decode() or None) for event, name, state, why in deliveries),
+    )
+
+
 def _leases(values: Sequence[Any]) -> list[Lease]:
     leases: list[Lease] = []
     for at in range(0, len(values), 8):
@@ -892,6 +1066,13 @@ def _counts(states: dict[str, int]) -> Counts:
         pending=states.get("pending", 0),
         dead=states.get(str(int(State.DEAD)), 0),
     )
+
+
+def _both(one: Backlog | None, other: Backlog) -> Backlog:
+    if one is None:
+        return other
+    oldest = min((at for at in (one.oldest_due_at, other.oldest_due_at) if at is not None), default=None)
+    return Backlog(one.due + other.due, one.waiting + other.waiting, oldest)
 
 
 def _sum(one: Forgotten, other: Forgotten) -> Forgotten:

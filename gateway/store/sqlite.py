@@ -19,8 +19,9 @@ Layout
 `webhook` is appended in order of arrival; so are `event` and `delivery`, whose keys begin with the webhook's number.
 The duplicate check has a narrow table of its own (`seen`), as random keys into a wide one would touch a page for
 every webhook. Which subjects a webhook names is appended to `named`, and put into the index `subject` in batches:
-whoever asks the index brings it up to date first. A payment's number is its first webhook's number times 1000, plus a
-counter.
+whoever asks the index brings it up to date first. So is `listed`, by which webhooks are found by id, type and source;
+what waits for an operator (parked, dead) has indexes that nothing else pays for. A payment's number is its first
+webhook's number times 1000, plus a counter.
 
 Retention: after `retention` a webhook's body, events, deliveries and attempts go; a stub and its claims stay for
 `CLAIMS_FOR`, so that what a sender repeats late, or a reconciliation brings again, is still known.
@@ -33,6 +34,8 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import closing
+from functools import lru_cache
+from hashlib import blake2b
 from itertools import count, groupby, takewhile
 from operator import attrgetter
 from pathlib import Path
@@ -44,21 +47,28 @@ from gateway.deliveries import (
     NEVER,
     STANDING,
     Acceptance,
+    Accounted,
     Attempt,
+    Backlog,
     CopiedClaim,
     CopiedDelivery,
     CopiedPayment,
     CopiedWebhook,
     Counts,
     DataRequest,
+    DeadGroup,
     Forgotten,
+    FoundDelivery,
+    FoundWebhook,
     Lease,
     LinkPart,
     NewClaim,
     NewDelivery,
     NewEvent,
     OpenRequest,
+    Place,
     Receipt,
+    Revived,
     Settlement,
     SkipReason,
     State,
@@ -66,6 +76,8 @@ from gateway.deliveries import (
     StoredWebhook,
     StoreMismatch,
     StoreUnavailable,
+    Wanted,
+    WantedDeliveries,
 )
 from gateway.store.group_commit import GroupCommit
 
@@ -77,6 +89,14 @@ EXPIRED_FOR = 30 * 86_400_000
 """How long a link that has ended is kept, in ms, so that an event can say that it came too late for it."""
 INDEX_EVERY = 256
 """Webhooks whose subjects are put into their index at once: sorted, they touch fewer pages than one by one."""
+LIST_STEP = 2_000
+"""Webhooks put into the index of lists in one transaction, when it is far behind."""
+SCAN = 2_000
+"""Webhooks or deliveries that one page of a list looks at: one that few fit is short, and says where to go on."""
+SCAN_STEP = 100
+"""Webhooks that are read at once to see whether they fit."""
+SLACK = 60_000
+"""Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
 MAX_TOLD = 100
 """Subjects that one link is passed on to, and webhooks of each that hear of it."""
 COPY_WEBHOOKS, COPY_ROWS = 20, 500
@@ -152,6 +172,11 @@ MIGRATIONS = (
     ALTER TABLE delivery ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE delivery ADD COLUMN lane BLOB;
     CREATE INDEX delivery_lane ON delivery (destination, lane, at) WHERE lane NOT NULL AND state < 10
+    """,
+    """
+    CREATE TABLE listed (key BLOB NOT NULL, webhook INTEGER NOT NULL, PRIMARY KEY (key, webhook)) WITHOUT ROWID;
+    CREATE INDEX delivery_stuck ON delivery (state, webhook, number) WHERE state IN (4, 12);
+    CREATE INDEX delivery_dead ON delivery (destination, reason, webhook, number) WHERE state = 12
     """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
@@ -362,8 +387,8 @@ class SqliteStore:
 
     async def find(self, id: str) -> list[int]:
         """Return the numbers of the webhooks that their sender calls `id`, newest first."""
-        rows = await self._read("SELECT webhook FROM webhook WHERE id = ? ORDER BY webhook DESC LIMIT 50", (id,))
-        return [row[0] for row in rows]
+        found, _ = await self.search(Wanted(id=id), limit=50)
+        return [each.webhook.webhook for each in found]
 
     async def deliveries(self, webhook: int) -> list[StoredDelivery]:
         """Return the deliveries of one webhook with their attempts."""
@@ -393,6 +418,53 @@ class SqliteStore:
             for webhook, number, destination, event, state, reason, due_at in rows
         ]
 
+    async def search(
+        self, wanted: Wanted, *, before: int | None = None, limit: int = 50
+    ) -> tuple[list[FoundWebhook], int | None]:
+        """Return webhooks that fit, newest first, and the number to go on from (None: there are no more).
+
+        A page that few fit may be short, or empty, and still not be the last.
+        """
+        if wanted.subjects:
+            await self._writer.submit(_index)
+        while await self._writer.submit(_list):
+            pass
+        return await self._read_with(lambda connection: _search(connection, wanted, before, limit))
+
+    async def search_deliveries(
+        self, wanted: WantedDeliveries, *, before: Place | None = None, limit: int = 50
+    ) -> tuple[list[FoundDelivery], Place | None]:
+        """Return deliveries that fit, those of the newest webhooks first, and where to go on, as `search` does."""
+        return await self._read_with(lambda connection: _search_deliveries(connection, wanted, before, limit))
+
+    async def dead(self) -> list[DeadGroup]:
+        """Return what is dead, by destination and reason."""
+        rows = await self._read(
+            "SELECT destination, reason, count(*), min(webhook), max(webhook) FROM delivery WHERE state = 12 "
+            "GROUP BY destination, reason",
+            (),
+        )
+        return [DeadGroup(destination, reason or "", *rest) for destination, reason, *rest in rows]
+
+    async def retry(self, webhook: int, number: int, now: int) -> str | None:
+        """Let a dead or parked delivery start again. Returns its destination, None when it is in no such state."""
+        return await self._writer.submit(lambda connection: _retry(connection, webhook, number, now))
+
+    async def retry_dead(self, wanted: WantedDeliveries, now: int, *, before: Place | None, limit: int) -> Revived:
+        """Let dead deliveries of a destination, or that died for a reason, start again, a step at a time."""
+        wanted = structs.replace(wanted, states=frozenset({State.DEAD}))
+        return await self._writer.submit(lambda connection: _retry_dead(connection, wanted, now, before, limit))
+
+    async def accounted(self, since: int, until: int) -> AsyncIterator[Accounted]:
+        """Yield what became of each webhook that came in that time (`until` apart), the first that came first."""
+        after, last = await self._read_with(lambda connection: _span(connection, since, until))
+        while page := await self._read_with(
+            lambda connection, after=after: _accounted(connection, after, last, since, until)  # type: ignore[misc]
+        ):
+            for each in page[1]:
+                yield each
+            after = page[0]
+
     async def counts(self) -> dict[str, Counts]:
         """Count deliveries by destination from their states."""
         rows = await self._read("SELECT destination, state, count(*) FROM delivery GROUP BY destination, state", ())
@@ -400,6 +472,15 @@ class SqliteStore:
         for destination, state, number in rows:
             by_destination.setdefault(destination, {})[state] = number
         return {destination: _counts(states) for destination, states in by_destination.items()}
+
+    async def backlog(self, now: int) -> dict[str, Backlog]:
+        """Return how much waits for each destination that anything waits for. Looks at what is pending alone."""
+        rows = await self._read(
+            "SELECT destination, sum(due_at <= ?1), sum(due_at > ?1), min(iif(due_at BETWEEN 1 AND ?1, due_at, NULL)) "
+            "FROM delivery WHERE state < 10 GROUP BY destination",
+            (now,),
+        )
+        return {name: Backlog(*numbers) for name, *numbers in rows}
 
     async def purge(self, now: int, retention: int) -> int:
         """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
@@ -616,6 +697,8 @@ def _add_webhook(connection: sqlite3.Connection, new: Acceptance) -> int:
         )
         if not webhook % INDEX_EVERY:
             _index(connection)
+    if not webhook % INDEX_EVERY:
+        _list(connection)
     return webhook
 
 
@@ -1016,6 +1099,236 @@ def _index(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('indexed_to', ?)", (new[-1][0],))
 
 
+# lists
+
+
+def _list_key(field: str, *values: str) -> bytes:
+    return blake2b("\0".join((field, *values)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+@lru_cache(4_096)
+def _kind_keys(source: str, type: str) -> tuple[bytes, ...]:
+    return _list_key("source", source), _list_key("type", type), _list_key("both", source, type)
+
+
+def _list_keys(source: str, type: str, id: str) -> tuple[bytes, ...]:
+    """Return the keys under which a webhook is listed. Short: what is found by them is looked at again."""
+    return (*_kind_keys(source, type), _list_key("id", id))
+
+
+def _list(connection: sqlite3.Connection) -> bool:
+    """Bring the index of lists up to date, one step. Returns whether there is more to do."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'listed_to'").fetchone()
+    new = connection.execute(
+        "SELECT webhook, source, type, id FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?",
+        (row[0] if row else 0, LIST_STEP),
+    ).fetchall()
+    if new:
+        entries = sorted((key, webhook) for webhook, *names in new for key in _list_keys(*names))
+        connection.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?)", entries)
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed_to', ?)", (new[-1][0],))
+    return len(new) == LIST_STEP
+
+
+def _span(connection: sqlite3.Connection, since: int, until: int) -> tuple[int, int]:
+    """Return numbers between which the webhooks are that came in that time: after the first, up to the last."""
+    first: int
+    last: int
+    first, last = connection.execute(
+        "SELECT coalesce((SELECT min(webhook) FROM webhook), 1), coalesce((SELECT max(webhook) FROM webhook), 0)"
+    ).fetchone()
+
+    def came_by(at: int) -> int:
+        """Return the last number of those that came before `at`: they are in order of arrival, or nearly."""
+        low, high = first - 1, last
+        while low < high:
+            middle = (low + high + 1) // 2
+            number, received_at = connection.execute(
+                "SELECT webhook, received_at FROM webhook WHERE webhook >= ? ORDER BY webhook LIMIT 1", (middle,)
+            ).fetchone()
+            if received_at < at:
+                low = number
+            else:
+                high = middle - 1
+        return low
+
+    after = came_by(since - SLACK) if since > 0 else first - 1
+    return after, came_by(until + SLACK) if until < NEVER else last
+
+
+_STUCK = (State.PARKED, State.DEAD)
+"""The states that have an index of their own."""
+
+
+def _candidates(connection: sqlite3.Connection, wanted: Wanted, after: int, before: int) -> list[int]:
+    """Return up to `SCAN` webhooks between two numbers, newest first, from the index that says most."""
+    between = "webhook > ? AND webhook < ? ORDER BY webhook DESC LIMIT ?"
+    bounds = (after, before, SCAN)
+    if wanted.subjects:
+        marks = ",".join("?" * len(wanted.subjects))
+        sql = f"SELECT DISTINCT webhook FROM subject WHERE key IN ({marks}) AND waits IN (0, 1) AND {between}"  # noqa: S608
+        return [row[0] for row in connection.execute(sql, (*wanted.subjects, *bounds))]
+    key = None
+    if wanted.id is not None:
+        key = _list_key("id", wanted.id)
+    elif len(wanted.states) == 1 and wanted.states.issubset(_STUCK):
+        sql = f"SELECT DISTINCT webhook FROM delivery WHERE state IN (4, 12) AND state = ? AND {between}"  # noqa: S608
+        return [row[0] for row in connection.execute(sql, (*map(int, wanted.states), *bounds))]
+    elif wanted.source is not None and wanted.type is not None:
+        key = _list_key("both", wanted.source, wanted.type)
+    elif wanted.type is not None:
+        key = _list_key("type", wanted.type)
+    elif wanted.source is not None:
+        key = _list_key("source", wanted.source)
+    if key is None:
+        rows = connection.execute(f"SELECT webhook FROM webhook WHERE {between}", bounds)  # noqa: S608
+    else:
+        rows = connection.execute(f"SELECT webhook FROM listed WHERE key = ? AND {between}", (key, *bounds))  # noqa: S608
+    return [row[0] for row in rows]
+
+
+def _search(
+    connection: sqlite3.Connection, wanted: Wanted, before: int | None, limit: int
+) -> tuple[list[FoundWebhook], int | None]:
+    after, last = _span(connection, wanted.since, wanted.until)
+    numbers = _candidates(connection, wanted, after, last + 1 if before is None else min(before, last + 1))
+    found: list[FoundWebhook] = []
+    for at in range(0, len(numbers), SCAN_STEP):
+        for place, each in enumerate(_summaries(connection, numbers[at : at + SCAN_STEP]), at):
+            if len(found) == limit:
+                return found, numbers[place - 1]
+            if wanted.fits(each.webhook, each.states):
+                found.append(each)
+    return found, numbers[-1] if len(numbers) == SCAN else None
+
+
+def _summaries(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[FoundWebhook]:
+    marks = ",".join("?" * len(numbers))
+    states: dict[int, dict[State, int]] = {}
+    for webhook, state, number in connection.execute(
+        f"SELECT webhook, state, count(*) FROM delivery WHERE webhook IN ({marks}) GROUP BY webhook, state",  # noqa: S608
+        numbers,
+    ):
+        states.setdefault(webhook, {})[State(state)] = number
+    rows = connection.execute(
+        "SELECT webhook, source, account, type, id, occurred_at, received_at, test, mapping, notes, NULL "  # noqa: S608
+        f"FROM webhook WHERE webhook IN ({marks}) ORDER BY webhook DESC",
+        numbers,
+    )
+    return [FoundWebhook(_stored_webhook(row), states.get(row[0], {})) for row in rows]
+
+
+_DeliveryRow = tuple[int, int, str, int, str | None]
+"""Webhook, number, destination, state, reason."""
+
+
+def _delivery_rows(
+    connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place | None
+) -> list[_DeliveryRow]:
+    """Return up to `SCAN` deliveries before a place, newest first, from the index that says most."""
+    which, values = "", list[object]()
+    if len(wanted.states) == 1 and wanted.states.issubset(_STUCK):
+        (state,) = wanted.states
+        which, values = "state IN (4, 12) AND state = ? AND ", [int(state)]
+        if state == State.DEAD and wanted.destination is not None and wanted.reason is not None:
+            which, values = "state = 12 AND destination = ? AND reason = ? AND ", [wanted.destination, wanted.reason]
+    return connection.execute(
+        "SELECT webhook, number, destination, state, reason FROM delivery "  # noqa: S608
+        f"WHERE {which}(webhook, number) < (?, ?) ORDER BY webhook DESC, number DESC LIMIT ?",
+        (*values, *(before or (NEVER, 0)), SCAN),
+    ).fetchall()
+
+
+def _search_deliveries(
+    connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place | None, limit: int
+) -> tuple[list[FoundDelivery], Place | None]:
+    rows = _delivery_rows(connection, wanted, before)
+    fitting = [row for row in rows if wanted.fits(row[2], State(row[3]), row[4])]
+    found = [_found_delivery(connection, *row) for row in fitting[:limit]]
+    if len(fitting) > limit:
+        return found, fitting[limit - 1][:2]
+    return found, rows[-1][:2] if len(rows) == SCAN else None
+
+
+def _found_delivery(
+    connection: sqlite3.Connection, webhook: int, number: int, destination: str, state: int, reason: str | None
+) -> FoundDelivery:
+    event, due_at, attempts, source, type, id = connection.execute(
+        "SELECT e.sealed, d.due_at, d.attempts, w.source, w.type, w.id FROM delivery d "
+        "JOIN event e ON e.webhook = d.webhook AND e.number = d.event JOIN webhook w ON w.webhook = d.webhook "
+        "WHERE d.webhook = ? AND d.number = ?",
+        (webhook, number),
+    ).fetchone()
+    return FoundDelivery(
+        webhook=webhook,
+        number=number,
+        destination=destination,
+        event=event,
+        state=State(state),
+        reason=reason,
+        due_at=due_at,
+        attempts=attempts,
+        source=source,
+        type=type,
+        id=id,
+    )
+
+
+_REVIVE = (
+    "UPDATE delivery SET state = 2, reason = NULL, due_at = ?, held_until = 0, first_try_at = 0 "
+    "WHERE webhook = ? AND number = ? AND state IN (4, 12) RETURNING destination"
+)
+
+
+def _retry(connection: sqlite3.Connection, webhook: int, number: int, now: int) -> str | None:
+    row = connection.execute(_REVIVE, (now, webhook, number)).fetchone()
+    return row[0] if row else None
+
+
+def _retry_dead(
+    connection: sqlite3.Connection, wanted: WantedDeliveries, now: int, before: Place | None, limit: int
+) -> Revived:
+    rows = _delivery_rows(connection, wanted, before)
+    fitting = [row for row in rows if wanted.fits(row[2], State(row[3]), row[4])]
+    for webhook, number, *_ in fitting[:limit]:
+        connection.execute(_REVIVE, (now, webhook, number)).fetchone()
+    more = fitting[limit - 1][:2] if len(fitting) > limit else rows[-1][:2] if len(rows) == SCAN else None
+    return Revived(len(fitting[:limit]), frozenset(row[2] for row in fitting[:limit]), more)
+
+
+def _accounted(
+    connection: sqlite3.Connection, after: int, last: int, since: int, until: int
+) -> tuple[int, list[Accounted]] | None:
+    """Return a step of webhooks up to a number, of those that came in that time, and the number to go on from."""
+    rows = connection.execute(
+        "SELECT webhook, source, notes, received_at FROM webhook WHERE webhook > ? AND webhook <= ? "
+        "ORDER BY webhook LIMIT ?",
+        (after, last, PURGE_STEP),
+    ).fetchall()
+    if not rows:
+        return None
+    span = (rows[0][0], rows[-1][0])
+    events: dict[int, dict[bytes, bytes]] = {}
+    ids: dict[Place, bytes] = {}
+    for webhook, number, id, sealed in connection.execute(
+        "SELECT webhook, number, id, sealed FROM event WHERE webhook BETWEEN ? AND ? ORDER BY webhook, number", span
+    ):
+        events.setdefault(webhook, {})[id] = sealed
+        ids[webhook, number] = id
+    deliveries: dict[int, list[tuple[bytes, str, State, str | None]]] = {}
+    for webhook, event, destination, state, reason in connection.execute(
+        "SELECT webhook, event, destination, state, reason FROM delivery WHERE webhook BETWEEN ? AND ? "
+        "ORDER BY webhook, number",
+        span,
+    ):
+        deliveries.setdefault(webhook, []).append((ids[webhook, event], destination, State(state), reason))
+    return span[1], [
+        Accounted(webhook, source, notes, events.get(webhook, {}), tuple(deliveries.get(webhook, ())))
+        for webhook, source, notes, received_at in rows
+        if since <= received_at < until
+    ]
+
+
 # what people may ask about their data
 
 
@@ -1134,19 +1447,21 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
     if old:
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('purged_to', ?)", (old[-1][0],))
     stubs = connection.execute(
-        "SELECT webhook, key FROM (SELECT webhook, key, received_at, sealed FROM webhook ORDER BY webhook LIMIT ?) "
-        "WHERE received_at < ? AND sealed IS NULL",
+        "SELECT webhook, key, source, type, id FROM (SELECT webhook, key, source, type, id, received_at, sealed "
+        "FROM webhook ORDER BY webhook LIMIT ?) WHERE received_at < ? AND sealed IS NULL",
         (PURGE_STEP, now - max(retention, CLAIMS_FOR)),
     ).fetchall()
-    for webhook, key in stubs:
+    for webhook, key, *names in stubs:
         first, last = webhook * 1000, webhook * 1000 + 999
         connection.execute("DELETE FROM payment_key WHERE payment BETWEEN ? AND ?", (first, last))
         connection.execute("DELETE FROM claim WHERE payment BETWEEN ? AND ?", (first, last))
         connection.execute("DELETE FROM seen WHERE key = ?", (key,))
+        listed = [(each, webhook) for each in _list_keys(*names)]
+        connection.executemany("DELETE FROM listed WHERE key = ? AND webhook = ?", listed)
         connection.execute("DELETE FROM webhook WHERE webhook = ?", (webhook,))
     if connection.execute("SELECT 1 FROM webhook LIMIT 1").fetchone() is None:
         # Numbers begin anew when no row is left.
-        connection.execute("DELETE FROM meta WHERE name IN ('purged_to', 'indexed_to')")
+        connection.execute("DELETE FROM meta WHERE name IN ('purged_to', 'indexed_to', 'listed_to')")
     return len(old) + len(stubs), erased
 
 

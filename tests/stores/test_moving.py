@@ -3,11 +3,11 @@
 import asyncio
 import sqlite3
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import pytest
@@ -22,7 +22,7 @@ from gateway.deliveries import (
     Attempt,
     CopiedWebhook,
     DataRequest,
-    LinkPart,
+    NewClaim,
     NewDelivery,
     NewEvent,
     OpenRequest,
@@ -31,7 +31,7 @@ from gateway.deliveries import (
     StoreMismatch,
     StoreUnavailable,
 )
-from gateway.moving import Copied, copy, copy_store
+from gateway.moving import BATCH, Copied, Origin, Target, copy, copy_store
 from gateway.sealing import Sealer, parse_key
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.store.redis import RedisStore
@@ -58,22 +58,25 @@ from tests.stores.reports import (
     tie,
     webhook,
 )
-from tests.stores.servers import Server, shared
-from tests.stores.test_model import SUBJECTS, StoreAndModel, picks
+from tests.stores.servers import Cluster, shared
+from tests.stores.test_model import StoreAndModel
 
 WAITS = NewDelivery("sink", wait_until=NOW + 10 * MINUTE, late=True)
-HELD = (State.WAITING, "hold")
+
+
+class Movable(Store, Origin, Target, Protocol):
+    """A store that can be copied from and to."""
 
 
 class Pair:
     """A store and another one that it moves to."""
 
     def __init__(self, source: Store, target: Store) -> None:
-        self.source = source
-        self.target = target
+        self.source = cast("Movable", source)
+        self.target = cast("Movable", target)
 
     async def move(self, now: int = NOW) -> Copied:
-        return await copy(self.source, self.target, now, lambda done, total: None)
+        return await copy(self.source, self.target, now, lambda *_: None)
 
 
 @pytest.fixture(params=product(HARNESSES, HARNESSES), ids="-to-".join)
@@ -82,6 +85,11 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     yield Pair(await source.open(), await target.open())
     await source.close()
     await target.close()
+
+
+def named(subject: str) -> dict[str, Any]:
+    """Return what makes a webhook name somebody whom nobody linked."""
+    return {"subjects": (key(subject),), "unlinked": True}
 
 
 async def number_of(store: Store, id: str) -> int:
@@ -150,7 +158,6 @@ async def test_a_second_copy_finds_all_there(pair: Pair) -> None:
 async def test_what_the_target_did_since_stays(pair: Pair) -> None:
     await fill(pair.source)
     await pair.move()
-    await settle(pair.target, State.SENT, NOW + MINUTE + 1) if False else None
     leases = await lease(pair.target, NOW + 2 * MINUTE)
     await pair.target.settle([Settlement(each, State.SENT) for each in leases])
     await pair.target.link([part("email", "newer", NOW + 1)], NOW + 1)
@@ -162,7 +169,7 @@ async def test_what_the_target_did_since_stays(pair: Pair) -> None:
 
 async def test_a_copy_that_was_cut_off_is_finished_by_the_next(pair: Pair) -> None:
     await fill(pair.source)
-    await accept(pair.source, *(report(f"more {each}", f"pi {each}") for each in range(250)))
+    await asyncio.gather(*(pair.source.accept(report(f"more {each}", f"pi {each}")) for each in range(BATCH + 20)))
     adopted: list[CopiedWebhook] = []
     wanted = pair.target.adopt
 
@@ -199,6 +206,23 @@ async def test_a_payment_counts_once_there(pair: Pair) -> None:
         DUPLICATE,
     ]
     assert await pair.target.order_of([key("in")]) == b"order 1"
+
+
+async def test_two_payments_of_one_webhook_stay_two(pair: Pair) -> None:
+    claims = [NewClaim((key(each),), "purchase") for each in ("pi", "ch")]
+    await accept(pair.source, webhook("two", *(event(f"{n}", claim=each) for n, each in enumerate(claims))))
+    await pair.move()
+    after = await accept(pair.target, report("a", "pi"), report("b", "ch"), report("c", "pi", "ch", name="refund"))
+    assert await states(pair.target, *after) == [DUPLICATE, DUPLICATE, DUE]
+
+
+async def test_what_a_forgotten_payment_was_called_does_not_come_back(pair: Pair) -> None:
+    await accept(pair.source, structs.replace(report("a", "pi", order=b"order 1"), **named("user")))
+    await pair.move()
+    await pair.target.forget([key("user")])
+    await pair.move()
+    assert await pair.target.order_of([key("pi")]) is None
+    assert await states(pair.target, *await accept(pair.target, report("b", "pi"))) == [DUPLICATE]
 
 
 async def test_what_is_on_hold_steps_back_there_for_a_surer_report(pair: Pair) -> None:
@@ -250,6 +274,20 @@ async def test_what_tells_of_a_late_link_still_does_there(pair: Pair) -> None:
     (told,) = await lease(pair.target)
     assert told.late
     assert await pair.target.link([part("user", "v-2", NOW + 1)], NOW + 1) == frozenset()  # nobody waits any more
+
+
+async def test_what_did_not_wait_for_a_link_does_not_wait_there(pair: Pair) -> None:
+    new = webhook("a", event("a", NewDelivery("sink", "no_person")), subjects=("user",))
+    await accept(pair.source, structs.replace(new, unlinked=False))
+    await pair.move()
+    assert await pair.target.link([part("user", "v-1")], NOW) == frozenset()
+
+
+async def test_what_a_link_releases_there_is_still_on_hold(pair: Pair) -> None:
+    await accept(pair.source, structs.replace(report("a", "pi", hold=MINUTE, to=(WAITS,)), **named("user")))
+    await pair.move()
+    assert await pair.target.link([part("user", "v-1")], NOW) == frozenset()
+    assert await states(pair.target, await number_of(pair.target, "a")) == [(State.WAITING, "hold")]
 
 
 async def test_a_link_that_only_the_target_knows_is_heard_by_what_comes(pair: Pair) -> None:
@@ -310,6 +348,16 @@ async def test_what_was_told_of_an_object_is_not_told_anew_there(pair: Pair) -> 
     await pair.move()
     after = await accept(pair.target, tells("old", NOW - 1), tells("newest", NOW))
     assert await states(pair.target, *after) == [(State.SKIPPED, "stale"), DUE]
+
+
+async def test_what_the_target_told_later_is_not_told_as_earlier(pair: Pair) -> None:
+    def tells(id: str, at: int) -> Acceptance:
+        return webhook(id, NewEvent(key(id), b"sealed", (SINK,), at=at, state_of=key("subscription")))
+
+    await accept(pair.source, tells("old", NOW))
+    await accept(pair.target, tells("newer", NOW + MINUTE))
+    await pair.move()
+    assert await states(pair.target, *await accept(pair.target, tells("late", NOW + 1))) == [(State.SKIPPED, "stale")]
 
 
 async def test_what_is_asked_about_data_is_asked_there_once(pair: Pair) -> None:
@@ -383,3 +431,203 @@ async def test_progress_reaches_its_end(pair: Pair) -> None:
     await copy(pair.source, pair.target, NOW, lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1] > 8
+
+
+# numbers of partitions, and whose key it is
+
+
+@asynccontextmanager
+async def partitioned(partitions: int) -> AsyncIterator[RedisStore]:
+    store = await RedisStore.open(shared().url, FINGERPRINT, prefix=f"m{uuid4().hex}", partitions=partitions)
+    yield store
+    await store.close()
+
+
+async def test_webhooks_of_several_partitions_arrive_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    target = SqliteStore.open(tmp_path / "gateway.db", FINGERPRINT)
+    async with partitioned(4) as source:
+        made = (webhook(f"{n}", event(f"{n}"), account=f"account {n * 7 % 12}", at=NOW + n) for n in range(60))
+        await accept(source, *made)
+        await copy(source, target, NOW, lambda *_: None)
+        assert [each.id for each in await target.webhooks(limit=100)] == [f"{n}" for n in reversed(range(60))]
+        assert await target.counts() == await source.counts()
+    await target.close()
+
+
+async def test_a_redis_may_get_more_partitions() -> None:
+    def tells(account: str, at: int) -> Acceptance:
+        told = NewEvent(key(account), b"sealed", (SINK,), at=at, state_of=key(account))
+        return webhook(f"tells {at}", told, account=account)
+
+    accounts = [f"account {n}" for n in range(12)]
+    async with partitioned(2) as source, partitioned(5) as target:
+        for each in accounts:
+            payment = structs.replace(report(f"of {each}", each), account=each, key=key(each))
+            await accept(source, tells(each, NOW), payment)
+            await source.ask(DataRequest("forget", "stripe", each), NOW)
+        copied = await copy(source, target, NOW, lambda *_: None)
+        assert copied == Copied(webhooks=24, links=0, known=0)
+        for each in accounts:
+            again = structs.replace(report(f"again {each}", each), account=each, key=key(f"again {each}"))
+            assert await states(target, *await accept(target, tells(each, NOW - 1), again)) == [
+                (State.SKIPPED, "stale"),
+                DUPLICATE,
+            ]
+        assert sorted(each.request.account for each in await target.asked()) == sorted(accounts)
+
+
+async def test_a_cluster_is_copied_from_all_its_nodes(tmp_path: Path) -> None:
+    cluster, back = Cluster(), SqliteStore.open(tmp_path / "gateway.db", FINGERPRINT)
+    subjects = [f"subject {n}" for n in range(30)]
+    async with partitioned(1) as source:
+        await asyncio.gather(*(source.accept(webhook(each, event(each), account=each)) for each in subjects))
+        await source.link([part(each, "v") for each in subjects], NOW)
+        spread = await RedisStore.open(cluster.url, FINGERPRINT, partitions=8, answer_within=30.0)
+        for here, there in ((source, spread), (spread, back)):
+            assert await copy(here, there, NOW, lambda *_: None) == Copied(webhooks=30, links=30, known=0)
+        assert await back.counts() == await source.counts()
+        await spread.close()
+    await back.close()
+    cluster.remove()
+
+
+SECRET = urlsafe_b64encode(bytes(32)).decode()
+OTHER = urlsafe_b64encode(bytes(31) + b"1").decode()
+
+
+def redis_of_its_own() -> str:
+    """Return the address of an empty database."""
+    with shared().client() as client:
+        client.execute_command("SELECT", 9)
+        client.flushdb()
+    return f"{shared().url}?db=9"
+
+
+def set_to(**values: str) -> Settings:
+    return load_settings({"GATEWAY_SECRET_KEY": SECRET, **values})
+
+
+async def embedded(folder: Path, secret: str = SECRET) -> str:
+    """Return the address of a file with one webhook."""
+    store = SqliteStore.open(folder / "gateway.db", Sealer(parse_key(secret)).fingerprint())
+    await accept(store, simple("a"))
+    await store.close()
+    return f"sqlite:///{folder}/gateway.db"
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def copied(settings: Settings, source: str, target: str) -> Copied:
+    return await copy_store(settings, source, target, lambda *_: None)
+
+
+async def test_a_file_becomes_a_redis_and_a_file_again(tmp_path: Path) -> None:
+    source, redis = await embedded(tmp_path), redis_of_its_own()
+    assert (await copied(set_to(GATEWAY_PARTITIONS="3"), source, redis)).webhooks == 1
+    # A Redis that is copied has as many partitions as it has, whatever the settings say.
+    assert (await copied(set_to(), redis, f"sqlite:///{tmp_path}/new/gateway.db")).webhooks == 1
+    with sqlite3.connect(tmp_path / "new" / "gateway.db") as connection:
+        assert connection.execute("SELECT id FROM webhook").fetchall() == [("a",)]
+
+
+async def test_stores_under_different_keys_are_not_mixed(tmp_path: Path) -> None:
+    source, redis = await embedded(tmp_path), redis_of_its_own()
+    await copied(set_to(), source, redis)
+    other = await embedded(tmp_path / "other", OTHER)
+    with pytest.raises(StoreMismatch, match="another GATEWAY_SECRET_KEY"):
+        await copied(set_to(), other, redis)
+    with pytest.raises(StoreMismatch, match="another GATEWAY_SECRET_KEY"):
+        await copied(set_to(GATEWAY_SECRET_KEY=OTHER), other, redis)
+
+
+async def test_a_key_beside_the_file_must_be_named_for_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text(SECRET)
+    source, redis = await embedded(tmp_path), redis_of_its_own()
+    with pytest.raises(SettingsError, match=f"GATEWAY_SECRET_KEY_FILE={tmp_path}/gateway.key"):
+        await copied(load_settings({}), source, redis)
+    named = load_settings({"GATEWAY_SECRET_KEY_FILE": f"{tmp_path}/gateway.key"})
+    assert (await copied(named, source, redis)).webhooks == 1
+    assert (await copied(load_settings({}), source, f"sqlite:///{tmp_path}/beside.db")).webhooks == 1
+
+
+async def test_a_store_that_a_gateway_holds_is_not_copied(tmp_path: Path) -> None:
+    source = await embedded(tmp_path)
+    held = SqliteStore.open(tmp_path / "gateway.db", Sealer(parse_key(SECRET)).fingerprint())
+    with pytest.raises(StoreMismatch, match="in use"):
+        await copied(set_to(), source, redis_of_its_own())
+    await held.close()
+
+
+async def test_what_is_no_store_is_not_copied(tmp_path: Path) -> None:
+    target = f"sqlite:///{tmp_path}/to.db"
+    with pytest.raises(StoreMismatch, match="there is no store"):
+        await copied(set_to(), f"sqlite:///{tmp_path}/nothing.db", target)
+    with pytest.raises(StoreMismatch, match="there is no store"):
+        await copied(set_to(), redis_of_its_own(), target)
+    with pytest.raises(SettingsError, match="`mysql` is no store"):
+        await copied(set_to(), "mysql://user:secret@host/db", target)
+    with pytest.raises(SettingsError, match="to itself"):
+        await copied(set_to(), target, target)
+    assert files(tmp_path) == []
+
+
+# any day, with moves
+
+
+class MovingStoreAndModel(StoreAndModel):
+    """Now and then all moves to another store, and the days go on there."""
+
+    moves = 0
+
+    @precondition(lambda self: self.model.webhooks)
+    @rule(kind=st.sampled_from(sorted(HARNESSES)), twice=st.booleans())
+    def move(self, kind: str, twice: bool) -> None:
+        self.moves += 1
+        folder = Path(self.folder.name) / f"move-{self.moves}"
+        folder.mkdir()
+        harness = HARNESSES[kind](folder)
+        source, target = cast("Movable", self.store), cast("Movable", self.run(harness.open()))
+        copied = self.run(copy(source, target, self.now, lambda *_: None))
+        assert (copied.webhooks, copied.known) == (len(self.model.webhooks), 0)
+        if twice:
+            again = self.run(copy(source, target, self.now, lambda *_: None))
+            assert (again.webhooks, again.known) == (0, len(self.model.webhooks))
+        self.run(self.harness.close())
+        self.harness, self.store = harness, target
+        self._renumber()
+        self._agree()
+
+    def _renumber(self) -> None:
+        """Let the model call webhooks by their new numbers, and know of no lease."""
+        model, numbers = self.model, {0: 0}
+        for number, each in model.webhooks.items():
+            receipt = self.run(self.store.accept(each.acceptance))
+            assert receipt.duplicate
+            numbers[number] = receipt.webhook
+        model.webhooks = {numbers[number]: each for number, each in model.webhooks.items()}
+        for delivery in model.deliveries.values():
+            delivery.webhook, delivery.fence = numbers[delivery.webhook], 0
+            if delivery.state == State.LEASED:
+                delivery.state, delivery.due_at = State.DUE, 0
+        model.deliveries = {(each.webhook, each.number): each for each in model.deliveries.values()}
+        for payment in model.payments:
+            payment.born = numbers[payment.born]
+            for claim in payment.claims.values():
+                claim.webhook = numbers.get(claim.webhook, 0)
+        model.returns_leases = type(self.harness).returns_leases
+        self.leases = []
+
+
+@pytest.mark.parametrize("store", HARNESSES)
+def test_a_store_that_moves_does_what_its_model_does(store: str) -> None:
+    budget = settings(
+        max_examples=10,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    )
+    machine = type("MovingStoreAndModel", (MovingStoreAndModel,), {"harness_type": HARNESSES[store]})
+    run_state_machine_as_test(machine, settings=budget)

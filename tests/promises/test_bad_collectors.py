@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.stored import StoredRequests
 from gateway.deliveries import State
 from gateway.delivery import DeliveryLoop
 from gateway.destinations import MAX_RESPONSE, Destination, Request
@@ -31,6 +30,7 @@ from gateway.sealing import Sealer
 from gateway.sending import HttpSender
 from gateway.settings import load_settings
 from gateway.store.sqlite import SqliteStore
+from gateway.stored import StoredRequests
 from tests.destinations.fakes import NOW
 from tests.destinations.test_collectors import SEALER, acceptance
 from tests.destinations.test_rendering import PLAIN, destination, event

@@ -5,10 +5,10 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from gateway.stored import replay_stored
 from gateway.deliveries import State
 from gateway.mappings import bundled
 from gateway.settings import load_settings
+from gateway.stored import replay_stored
 from tests.promises.collector import Collector
 from tests.promises.served import Served, document_of, encoded, payment
 

@@ -1,7 +1,6 @@
 """`python -m tests.benchmarks [--large]`: what the gateway costs, as ratios within one run on this machine."""
 
 import hmac
-import json
 import multiprocessing
 import socket
 import statistics
@@ -14,27 +13,14 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.signatures import Scheme, VerifySpec, compile_verification, sign, verify
-from tests.benchmarks import delivery, links, mapping
+from tests.benchmarks import answers, delivery, links, mapping, stores
+from tests.benchmarks.answers import webhooks
 from tests.benchmarks.documents import session
-from tests.benchmarks.load import Result, load, post
+from tests.benchmarks.load import Result, load
 from tests.benchmarks.servers import SECRET
 
 WEBHOOKS = 20_000
 ROUNDS = 3
-
-
-def webhooks(number: int) -> list[bytes]:
-    """Signed requests, each a payment of its own."""
-    document = json.loads(session())
-    verification = compile_verification(VerifySpec(scheme="stripe", secrets=SECRET))
-    requests = []
-    for index in range(number):
-        document["id"] = f"evt_{index}"
-        document["data"]["object"]["id"] = f"cs_{index}"
-        document["data"]["object"]["payment_intent"] = f"pi_{index}"
-        body = json.dumps(document, separators=(",", ":")).encode()
-        requests.append(post("/webhooks/stripe", body, sign(verification, body, time.time())))
-    return requests
 
 
 def measure(name: str, requests: list[bytes]) -> Result:
@@ -108,4 +94,7 @@ if __name__ == "__main__":
     ingest()
     delivery.main()  # from here on this process is pinned to one core
     mapping.main()
-    links.main(large="--large" in sys.argv[1:])
+    large = "--large" in sys.argv[1:]
+    links.main(large=large)
+    stores.main(large=large)
+    answers.main(large=large)

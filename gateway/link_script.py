@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-from litestar import Request, Response, get
+from litestar import Request, Response, route
 from litestar.handlers import HTTPRouteHandler
 from litestar.status_codes import HTTP_200_OK, HTTP_304_NOT_MODIFIED
 from msgspec import Struct
@@ -53,7 +53,7 @@ def script_route() -> HTTPRouteHandler:
     """
     script = link_script()
 
-    @get(["/link.js", script.pinned], sync_to_thread=False)
+    @route(["/link.js", script.pinned], http_method=["GET", "HEAD"], sync_to_thread=False)
     def link_js(request: Request[object, object, object]) -> Response[bytes]:  # type: ignore[type-var]
         return _answer(script, request)
 

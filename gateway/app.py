@@ -37,6 +37,8 @@ LINKS_PER_MINUTE = 120
 """Requests to /link that one client address may make."""
 CONNECT_AGAIN = 1.0
 """Seconds between two tries to connect at the start."""
+STOP_WITHIN = 5.0
+"""Seconds that what runs beside the requests gets to end; then the deliveries under way are finished all the same."""
 HOUSEKEEPING = 600.0
 """Seconds between two rounds of retention."""
 
@@ -107,7 +109,7 @@ def create_app(
         finally:
             for keeper in keepers.values():
                 keeper.cancel()
-            await asyncio.gather(*keepers.values(), return_exceptions=True)
+            await asyncio.wait(keepers.values(), timeout=STOP_WITHIN)
             await deliveries.stop()
             await store.close()
             _LOG.info("stopped")

@@ -644,12 +644,14 @@ class RedisStore:
             try:
                 async with self._calls.client.pubsub() as listener:
                     await listener.subscribe(*channels)
-                    while True:
-                        message = await listener.get_message(ignore_subscribe_messages=True, timeout=30.0)
+                    while not _is_cancelled():
+                        message = await listener.get_message(ignore_subscribe_messages=True, timeout=1.0)
                         if message is not None:
                             wake(_names(message["data"].split(b"\n")))
             except (failures.RedisError, failures.RedisClusterException, OSError, TimeoutError):
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.0 if _is_cancelled() else 1.0)
+            if _is_cancelled():
+                raise asyncio.CancelledError
 
     # Moving to another store: `gateway.moving` reads all of one, and has the other adopt it
 
@@ -1052,6 +1054,12 @@ def _copied_delivery(
 def _copied_claim(row: Sequence[Any]) -> CopiedClaim:
     name, event_id, webhook, event, held_until, hold, order = row
     return CopiedClaim(name.decode(), event_id, webhook, event, held_until, hold, order or None)
+
+
+def _is_cancelled() -> bool:
+    """Whether this task was told to end: redis-py may answer a cancellation with an error of its own, or a message."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _names(found: Iterable[bytes]) -> frozenset[str]:

@@ -43,6 +43,7 @@ def test_a_full_disk_is_503_and_once_there_is_room_it_goes_on(served: Served, co
         assert served.get("/readyz").json() == {
             "ready": True,
             "checks": {"store": "ok", "mappings": "ok", "workers": "ok"},
+            "warnings": [],
         }
         assert [served.post(payment(2)).status_code, served.link(LINK, BACKEND).status_code] == [200, 204]
         orders = [body["data"]["properties"]["order_id"] for body in collector.wait_for(2)]

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Protocol
 from uuid import uuid5
 
@@ -38,9 +39,11 @@ from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE
 from gateway.links import resolve
 from gateway.mappings import Mappings
-from gateway.pacing import Pace, backoff, retry_after
+from gateway.pacing import FAILURES, Pace, backoff, retry_after
 from gateway.sealing import Sealer, SealError
 from gateway.sending import HttpSender
+from gateway.telemetry import Metrics
+from gateway.tracing import Tracing
 
 LEASE = 60_000
 MARGIN = 20_000
@@ -112,7 +115,10 @@ class DeliveryLoop:
         sender: Sender,
         clock: Callable[[], int],
         uniform: Callable[[float, float], float],
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        """Without `metrics` it counts for nobody, without `tracing` it makes no spans."""
         self.name = name
         self._destination = destination
         self._store = store
@@ -120,6 +126,8 @@ class DeliveryLoop:
         self._sender = sender
         self._clock = clock
         self._uniform = uniform
+        self._metrics = metrics or Metrics()
+        self._tracing = tracing
         now = destination()
         self.pace = Pace(now.concurrency, now.per_second, clock())
         self._called = asyncio.Event()
@@ -284,9 +292,7 @@ class DeliveryLoop:
         try:
             rendered = render(event, destination)
         except Unrenderable as error:
-            _LOG.error(
-                "delivery_dead", destination=self.name, webhook=lease.webhook, event_id=event.id, reason=str(error)
-            )
+            self._about(lease, event).error("delivery_dead", reason=str(error))
             return Settlement(lease, State.DEAD, f"unrenderable: {error}")
         if isinstance(rendered, str):
             return Settlement(lease, State.SKIPPED, rendered)
@@ -307,12 +313,22 @@ class DeliveryLoop:
             request = pack([item.rendered for item in batch], destination, _request_id(batch), started, kind)
         except (EvaluationError, msgspec.MsgspecError, ValueError) as error:
             reason = f"unrenderable: the request cannot be written ({type(error).__name__})"
-            _LOG.error("delivery_dead", destination=self.name, number=len(batch), reason=reason)
+            for item in batch:
+                self._about(item.lease, item.event).error("delivery_dead", reason=reason)
             return [Settlement(item.lease, State.DEAD, reason) for item in batch], []
+        span = None
+        if self._tracing:
+            stored = [self._sealer.open(item.lease.event, b"event") for item in batch]
+            span = self._tracing.attempt(self.name, [item.lease.webhook for item in batch], stored)
+            request = structs.replace(request, headers={**request.headers, "traceparent": span.traceparent})
+        began = perf_counter()
         response = await self._sender.send(request)
+        self._metrics.attempted(self.name, response.status, perf_counter() - began)
         ended = self._clock()
         self.pace.answered(response.status, ended)
         outcomes = judge(response, destination, len(batch))
+        if span:
+            span.answered(response.status, outcomes)
         refused = all(each.state == State.DEAD and not each.own for each in outcomes)
         if refused and len(batch) > 1 and response.status in SPLIT_ON:
             middle = len(batch) // 2
@@ -332,7 +348,7 @@ class DeliveryLoop:
             return Settlement(lease, State.SENT, None, 0, attempt)
         pause = max(backoff(lease.attempts + 1, self._uniform), retry_after(response.headers.get("retry-after"), ended))
         first = lease.first_try_at or started
-        log = _LOG.bind(destination=self.name, webhook=lease.webhook, event_id=item.event.id, reason=outcome.reason)
+        log = self._about(lease, item.event).bind(reason=outcome.reason)
         if outcome.state == State.DEAD:
             log.error("delivery_dead")
             return Settlement(lease, State.DEAD, outcome.reason, 0, attempt)
@@ -349,6 +365,13 @@ class DeliveryLoop:
             return Settlement(lease, State.DEAD, f"gave up: {outcome.reason}", 0, attempt)
         log.warning("delivery_failed", attempt=lease.attempts + 1, again_in_ms=pause)
         return Settlement(lease, State.DUE, outcome.reason, ended + pause, attempt, rendered)
+
+    def _about(self, lease: Lease, event: Event) -> structlog.typing.FilteringBoundLogger:
+        """Return a log whose lines say which delivery they are about, by the ids that the webhook's own lines have."""
+        log: structlog.typing.FilteringBoundLogger = _LOG.bind(
+            destination=self.name, webhook=lease.webhook, webhook_id=event.webhook_id, event_id=event.id
+        )
+        return log
 
     async def _settle(self) -> None:
         """Settle what was answered, patiently: what was sent but not settled would be sent again."""
@@ -368,6 +391,7 @@ class DeliveryLoop:
                 _LOG.exception("settlement_lost", destination=self.name, number=len(settlements))
                 return
             else:
+                self._metrics.settled(self.name, settlements)
                 if held < len(settlements):
                     _LOG.warning("lease_lost", destination=self.name, number=len(settlements) - held)
                 return
@@ -410,12 +434,16 @@ class DeliveryLoops:
         sealer: Sealer,
         clock: Callable[[], int],
         uniform: Callable[[float, float], float],
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._mappings = mappings
         self._store = store
         self._sealer = sealer
         self._clock = clock
         self._uniform = uniform
+        self._metrics = metrics or Metrics()
+        self._tracing = tracing
         self._destinations: dict[str, Destination] = {}
         self._running: dict[str, _Running] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -438,13 +466,27 @@ class DeliveryLoops:
     def _start(self, name: str, concurrency: int) -> "_Running":
         destination = partial(self._destinations.__getitem__, name)
         sender = HttpSender(concurrency)
-        loop = DeliveryLoop(name, destination, self._store, self._sealer, sender, self._clock, self._uniform)
+        loop = DeliveryLoop(
+            name,
+            destination,
+            self._store,
+            self._sealer,
+            sender,
+            self._clock,
+            self._uniform,
+            self._metrics,
+            self._tracing,
+        )
         return _Running(loop, sender, asyncio.create_task(loop.run(), name=f"deliver to {name}"), concurrency)
 
     def wake(self, destinations: frozenset[str]) -> None:
         """Say that these destinations may have work."""
         for name in destinations & self._running.keys():
             self._running[name].loop.wake()
+
+    def breakers(self) -> dict[str, bool]:
+        """Say of each destination whether it failed so often that it is left alone, but for a try now and then."""
+        return {name: each.loop.pace.failures >= FAILURES for name, each in self._running.items()}
 
     def stopped(self) -> list[str]:
         """Return the destinations whose loop has ended though it should run."""

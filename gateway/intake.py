@@ -11,14 +11,25 @@ import msgspec
 import structlog
 from msgspec import Struct, msgpack, structs
 
-from gateway.deliveries import Acceptance, LinkPart, NewClaim, NewDelivery, NewEvent, Receipt, StoredWebhook
+from gateway.deliveries import (
+    Acceptance,
+    LinkPart,
+    NewClaim,
+    NewDelivery,
+    NewEvent,
+    Receipt,
+    StoredWebhook,
+    StoreUnavailable,
+)
 from gateway.destinations import route, wants_late
-from gateway.events import Event, Webhook, encode_event
+from gateway.events import Event, Webhook
 from gateway.links import Resolution, resolve
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer
-from gateway.sources import Headers, Source, read, read_verified
-from gateway.telemetry import EVENTS
+from gateway.signatures import SignatureError, verify
+from gateway.sources import Headers, MalformedWebhook, Source, read_verified
+from gateway.telemetry import Metrics, Stopwatch, about
+from gateway.tracing import Tracing, encode_traced
 from gateway.translate import Emission, Note, Translation, event_key, translate
 
 Clock = Callable[[], int]
@@ -85,8 +96,13 @@ class Intake:
         *,
         forward_tests: bool,
         asked: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`wake` is told which destinations have work now, `asked` that a webhook asks about somebody's data."""
+        """`wake` is told which destinations have work now, `asked` that a webhook asks about somebody's data.
+
+        Without `metrics` it counts for nobody, without `tracing` it makes no spans.
+        """
         self._store = store
         self._sealer = sealer
         self._mappings = mappings
@@ -94,6 +110,8 @@ class Intake:
         self._wake = wake
         self._forward_tests = forward_tests
         self._asked = asked
+        self._metrics = metrics or Metrics()
+        self._tracing = tracing
 
     def source(self, name: str) -> Source:
         """Return the source of that name. Raises `UnknownSource`."""
@@ -107,8 +125,15 @@ class Intake:
 
         Raises `UnknownSource`, `SignatureError`, `MalformedWebhook`, `StoreUnavailable`; nothing is stored then.
         """
-        mappings, origin = self._mappings(), self.source(source)
-        return await self._keep(read(headers, body, origin, self._clock()), origin, mappings)
+        mappings, origin, now = self._mappings(), self.source(source), self._clock()
+        stopwatch = Stopwatch()
+        try:
+            secret = verify(origin.verification, headers.values, body, now / 1000, headers.repeated)
+        except SignatureError as error:
+            self._metrics.refused(source, error.reason)
+            raise
+        self._metrics.verified(origin, secret)
+        return await self._take(headers.values, body, origin, mappings, now, stopwatch)
 
     async def take(self, source: str, headers: Mapping[str, str], body: bytes) -> Received:
         """Keep a request whose origin is known by other means than its signature, as `receive` does.
@@ -116,19 +141,50 @@ class Intake:
         Raises `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`.
         """
         mappings, origin = self._mappings(), self.source(source)
-        return await self._keep(read_verified(headers, body, origin, self._clock()), origin, mappings)
+        return await self._take(headers, body, origin, mappings, self._clock(), Stopwatch())
 
-    async def _keep(self, webhook: Webhook, source: Source, mappings: Mappings) -> Received:
-        acceptance, events = await self._accept(webhook, source, mappings, webhook.received_at)
-        receipt = await self._store.accept(acceptance)
+    async def _take(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        source: Source,
+        mappings: Mappings,
+        now: int,
+        stopwatch: Stopwatch,
+    ) -> Received:
+        try:
+            webhook = read_verified(headers, body, source, now)
+        except MalformedWebhook:
+            self._metrics.not_taken(source, "malformed")
+            raise
+        stopwatch.lap("verify")
+        with about(webhook_id=webhook.id):
+            return await self._keep(webhook, source, mappings, stopwatch)
+
+    async def _keep(self, webhook: Webhook, source: Source, mappings: Mappings, stopwatch: Stopwatch) -> Received:
+        span = self._tracing.webhook(webhook, stopwatch) if self._tracing else None
+        try:
+            acceptance, events = await self._accept(
+                webhook, source, mappings, webhook.received_at, stopwatch, span.traceparent if span else None
+            )
+            receipt = await self._store.accept(acceptance)
+        except BaseException as error:
+            away = isinstance(error, StoreUnavailable)
+            self._metrics.not_taken(source, "store_unavailable" if away else "failed", webhook.type)
+            if away:
+                _LOG.error("store_unavailable", source=webhook.source, type=webhook.type, error=str(error))
+            if span:
+                span.failed(error)
+            raise
+        stopwatch.lap("accept")
         self._wake(receipt.due)
+        self._metrics.accepted(webhook, source, acceptance, events, receipt, stopwatch.seconds())
+        if span:
+            span.accepted(receipt)
         if not receipt.duplicate:
-            _tell_failures(webhook, acceptance)
+            _tell_failures(webhook, acceptance, receipt.webhook)
             if acceptance.request is not None:
                 self._asked()
-            for each in events:
-                by = each.visitor.linked_by if each.visitor else None
-                EVENTS.labels(each.source, each.rule, by or "", each.unlinked or "").inc()
         return Received(webhook.id, receipt)
 
     async def replay(self, stored: StoredWebhook) -> Receipt:
@@ -140,16 +196,25 @@ class Intake:
         kept = kept_request(stored, self._sealer)
         mappings, source, now = self._mappings(), self.source(stored.source), self._clock()
         webhook = read_verified(kept.headers, kept.body, source, stored.received_at)
-        acceptance, _ = await self._accept(webhook, source, mappings, now)
-        receipt = await self._store.replay(stored.webhook, acceptance, now)
+        with about(webhook_id=webhook.id):
+            acceptance, _ = await self._accept(webhook, source, mappings, now, Stopwatch(), None)
+            receipt = await self._store.replay(stored.webhook, acceptance, now)
         self._wake(receipt.due)
         return receipt
 
     async def _accept(
-        self, webhook: Webhook, source: Source, mappings: Mappings, now: int
+        self,
+        webhook: Webhook,
+        source: Source,
+        mappings: Mappings,
+        now: int,
+        stopwatch: Stopwatch,
+        traceparent: str | None,
     ) -> tuple[Acceptance, list[Event]]:
         translation = translate(webhook, source, mappings.profiles, self._sealer.subject_key)
+        self._metrics.translated(source, stopwatch.lap("translate"))
         resolution = await self._resolve(translation, now)
+        stopwatch.lap("resolve")
         emissions = [await self._named(each) if each.of else each for each in translation.emissions]
         events = [
             structs.replace(each.event, visitor=resolution.visitor, unlinked=resolution.unlinked) for each in emissions
@@ -168,7 +233,8 @@ class Intake:
             sealed=None if translation.request else self._sealer.seal(_kept(webhook), b"webhook"),
             notes=msgspec.json.encode(translation.notes),
             events=tuple(
-                self._event(event, emission, mappings, now) for event, emission in zip(events, emissions, strict=True)
+                self._event(event, emission, mappings, now, traceparent)
+                for event, emission in zip(events, emissions, strict=True)
             ),
             bare_claims=tuple(NewClaim(_payment_keys(webhook, each.keys)) for each in translation.payments),
             learned=() if webhook.test else resolution.learned,  # a test teaches nothing about real people
@@ -192,12 +258,14 @@ class Intake:
         properties = event.properties | {"order_id": self._sealer.open(sealed, _ORDER).decode()}
         return structs.replace(emission, event=structs.replace(event, properties=properties))
 
-    def _event(self, event: Event, emission: Emission, mappings: Mappings, now: int) -> NewEvent:
+    def _event(
+        self, event: Event, emission: Emission, mappings: Mappings, now: int, traceparent: str | None
+    ) -> NewEvent:
         waits = emission.wait_for_link and event.visitor is None and event.subjects
         wait_until = now + emission.wait_for_link if waits else 0
         return NewEvent(
             id=event_key(event.id),
-            sealed=self._sealer.seal(encode_event(event), b"event"),
+            sealed=self._sealer.seal(encode_traced(event, traceparent), b"event"),
             deliveries=tuple(
                 NewDelivery(
                     name,
@@ -221,13 +289,13 @@ class Intake:
         return NewClaim(_payment_keys(event, emission.payment.keys), event.name, emission.payment.hold, told)
 
 
-def _tell_failures(webhook: Webhook, acceptance: Acceptance) -> None:
+def _tell_failures(webhook: Webhook, acceptance: Acceptance, number: int) -> None:
     """Log the rules that failed: their webhook is kept, but nobody gets its event before the mapping is mended."""
     if b'"error"' not in acceptance.notes:
         return
     for note in msgspec.json.decode(acceptance.notes, type=list[Note]):
         if note.error:
-            log = _LOG.bind(source=webhook.source, type=webhook.type, webhook_id=webhook.id, rule=note.rule)
+            log = _LOG.bind(source=webhook.source, type=webhook.type, webhook=number, rule=note.rule)
             log.warning("rule_failed", reason=note.skip or "error", error=note.error)
 
 

@@ -18,6 +18,7 @@ from gateway.deliveries import StoreUnavailable
 from gateway.intake import Intake, UnknownSource
 from gateway.signatures import SignatureError
 from gateway.sources import Headers, MalformedWebhook
+from gateway.telemetry import Metrics
 
 RETRY_AFTER = b"5"
 """Seconds after which a sender may try again when the store is down."""
@@ -52,7 +53,11 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def webhooks_route(intake: Intake, max_body: int) -> ASGIRouteHandler:
+_UNREAD = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large", HTTPStatus.REQUEST_TIMEOUT: "too_slow"}
+"""What metrics call a request whose body was not read to its end; else it broke off."""
+
+
+def webhooks_route(intake: Intake, max_body: int, metrics: Metrics) -> ASGIRouteHandler:
     """Return the route. `max_body` is in bytes."""
 
     # A mount, as Litestar 2.25 answers 500 on an `@asgi` route with a path parameter.
@@ -60,7 +65,7 @@ def webhooks_route(intake: Intake, max_body: int) -> ASGIRouteHandler:
     async def receive_webhook(scope: Scope, receive: Receive, send: Send) -> None:
         source = scope["path"].strip("/")
         try:
-            accepted = await _receive(intake, source, scope, receive, max_body)
+            accepted = await _receive(intake, source, scope, receive, max_body, metrics)
         except _Refused as refused:
             await _refuse(send, refused)
         else:
@@ -69,15 +74,22 @@ def webhooks_route(intake: Intake, max_body: int) -> ASGIRouteHandler:
     return receive_webhook
 
 
-async def _receive(intake: Intake, source: str, scope: Scope, receive: Receive, max_body: int) -> Accepted:
+async def _receive(
+    intake: Intake, source: str, scope: Scope, receive: Receive, max_body: int, metrics: Metrics
+) -> Accepted:
     if scope.get("method") != "POST":
         raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "webhooks are sent with POST")
     headers = _headers(scope)
     try:
-        intake.source(source)
-        body = await _body(headers, receive, max_body)
+        origin = intake.source(source)
+        try:
+            body = await _body(headers, receive, max_body)
+        except _Refused as refused:
+            metrics.not_taken(origin, _UNREAD.get(refused.status, "broken_off"))
+            raise
         received = await intake.receive(source, headers, body)
     except UnknownSource:
+        metrics.not_taken(None, "unknown_source")
         raise _Refused(
             HTTPStatus.NOT_FOUND, "there is no such source: its name is the `source:` of a file in mappings/sources"
         ) from None
@@ -87,8 +99,7 @@ async def _receive(intake: Intake, source: str, scope: Scope, receive: Receive, 
     except MalformedWebhook as error:
         _LOG.warning("webhook_malformed", source=source, error=str(error))
         raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
-    except StoreUnavailable as error:
-        _LOG.error("store_unavailable", source=source, error=str(error))
+    except StoreUnavailable:
         raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot take it now; send it again later") from None
     return Accepted(received.id, received.receipt.duplicate)
 

@@ -111,7 +111,7 @@ SCAN = 500
 """Webhooks or deliveries that one page of a list looks at in each partition."""
 SCAN_STEP = 100
 """Webhooks that are read at once to see whether they fit."""
-SLACK = 60_000
+SLACK = 5_000
 """Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
 ABOVE = 1 << 40
 """A webhook's number that none has."""

@@ -93,9 +93,9 @@ LIST_STEP = 2_000
 """Webhooks put into the index of lists in one transaction, when it is far behind."""
 SCAN = 2_000
 """Webhooks or deliveries that one page of a list looks at: one that few fit is short, and says where to go on."""
-SCAN_STEP = 100
-"""Webhooks that are read at once to see whether they fit."""
-SLACK = 60_000
+SCAN_STEP = 500
+"""Webhooks or deliveries that are read at once to see whether they fit."""
+SLACK = 5_000
 """Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
 MAX_TOLD = 100
 """Subjects that one link is passed on to, and webhooks of each that hear of it."""
@@ -175,8 +175,8 @@ MIGRATIONS = (
     """,
     """
     CREATE TABLE listed (key BLOB NOT NULL, webhook INTEGER NOT NULL, PRIMARY KEY (key, webhook)) WITHOUT ROWID;
-    CREATE INDEX delivery_stuck ON delivery (state, webhook, number) WHERE state IN (4, 12);
-    CREATE INDEX delivery_dead ON delivery (destination, reason, webhook, number) WHERE state = 12
+    CREATE INDEX delivery_stuck ON delivery (state, webhook, number, destination, reason) WHERE state IN (4, 12);
+    CREATE INDEX delivery_dead ON delivery (state, destination, reason, webhook, number) WHERE state = 12
     """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
@@ -1160,14 +1160,19 @@ _STUCK = (State.PARKED, State.DEAD)
 """The states that have an index of their own."""
 
 
-def _candidates(connection: sqlite3.Connection, wanted: Wanted, after: int, before: int) -> list[int]:
-    """Return up to `SCAN` webhooks between two numbers, newest first, from the index that says most."""
+def _candidates(connection: sqlite3.Connection, wanted: Wanted, after: int, before: int, limit: int) -> list[int]:
+    """Return webhooks between two numbers, newest first, from the index that says most."""
     between = "webhook > ? AND webhook < ? ORDER BY webhook DESC LIMIT ?"
-    bounds = (after, before, SCAN)
+    bounds = (after, before, limit)
     if wanted.subjects:
-        marks = ",".join("?" * len(wanted.subjects))
-        sql = f"SELECT DISTINCT webhook FROM subject WHERE key IN ({marks}) AND waits IN (0, 1) AND {between}"  # noqa: S608
-        return [row[0] for row in connection.execute(sql, (*wanted.subjects, *bounds))]
+        sql = f"SELECT webhook FROM subject WHERE key = ? AND waits = ? AND {between}"  # noqa: S608 -- a constant
+        named = {
+            row[0]
+            for key in wanted.subjects
+            for waits in (0, 1)
+            for row in connection.execute(sql, (key, waits, *bounds))
+        }
+        return sorted(named, reverse=True)[:limit]
     key = None
     if wanted.id is not None:
         key = _list_key("id", wanted.id)
@@ -1191,15 +1196,20 @@ def _search(
     connection: sqlite3.Connection, wanted: Wanted, before: int | None, limit: int
 ) -> tuple[list[FoundWebhook], int | None]:
     after, last = _span(connection, wanted.since, wanted.until)
-    numbers = _candidates(connection, wanted, after, last + 1 if before is None else min(before, last + 1))
+    before = last + 1 if before is None else min(before, last + 1)
     found: list[FoundWebhook] = []
-    for at in range(0, len(numbers), SCAN_STEP):
-        for place, each in enumerate(_summaries(connection, numbers[at : at + SCAN_STEP]), at):
-            if len(found) == limit:
-                return found, numbers[place - 1]
+    looked_at, step = 0, limit + 1  # one more tells whether there are more
+    while looked_at < SCAN:
+        numbers = _candidates(connection, wanted, after, before, step)
+        for each in _summaries(connection, numbers):
             if wanted.fits(each.webhook, each.states):
+                if len(found) == limit:
+                    return found, found[-1].webhook.webhook
                 found.append(each)
-    return found, numbers[-1] if len(numbers) == SCAN else None
+        if len(numbers) < step:
+            return found, None
+        looked_at, before, step = looked_at + step, numbers[-1], SCAN_STEP
+    return found, before
 
 
 def _summaries(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[FoundWebhook]:
@@ -1223,9 +1233,9 @@ _DeliveryRow = tuple[int, int, str, int, str | None]
 
 
 def _delivery_rows(
-    connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place | None
+    connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place, limit: int
 ) -> list[_DeliveryRow]:
-    """Return up to `SCAN` deliveries before a place, newest first, from the index that says most."""
+    """Return deliveries before a place, newest first, from the index that says most."""
     which, values = "", list[object]()
     if len(wanted.states) == 1 and wanted.states.issubset(_STUCK):
         (state,) = wanted.states
@@ -1235,19 +1245,35 @@ def _delivery_rows(
     return connection.execute(
         "SELECT webhook, number, destination, state, reason FROM delivery "  # noqa: S608
         f"WHERE {which}(webhook, number) < (?, ?) ORDER BY webhook DESC, number DESC LIMIT ?",
-        (*values, *(before or (NEVER, 0)), SCAN),
+        (*values, *before, limit),
     ).fetchall()
+
+
+def _fitting(
+    connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place | None, limit: int
+) -> tuple[list[_DeliveryRow], Place | None]:
+    """Return up to `limit` deliveries that fit, before a place, and where to go on."""
+    place = before or (NEVER, 0)
+    fitting: list[_DeliveryRow] = []
+    looked_at, step = 0, limit + 1
+    while looked_at < SCAN:
+        rows = _delivery_rows(connection, wanted, place, step)
+        for row in rows:
+            if wanted.fits(row[2], State(row[3]), row[4]):
+                if len(fitting) == limit:
+                    return fitting, fitting[-1][:2]
+                fitting.append(row)
+        if len(rows) < step:
+            return fitting, None
+        looked_at, place, step = looked_at + step, rows[-1][:2], SCAN_STEP
+    return fitting, place
 
 
 def _search_deliveries(
     connection: sqlite3.Connection, wanted: WantedDeliveries, before: Place | None, limit: int
 ) -> tuple[list[FoundDelivery], Place | None]:
-    rows = _delivery_rows(connection, wanted, before)
-    fitting = [row for row in rows if wanted.fits(row[2], State(row[3]), row[4])]
-    found = [_found_delivery(connection, *row) for row in fitting[:limit]]
-    if len(fitting) > limit:
-        return found, fitting[limit - 1][:2]
-    return found, rows[-1][:2] if len(rows) == SCAN else None
+    fitting, on = _fitting(connection, wanted, before, limit)
+    return [_found_delivery(connection, *row) for row in fitting], on
 
 
 def _found_delivery(
@@ -1288,12 +1314,10 @@ def _retry(connection: sqlite3.Connection, webhook: int, number: int, now: int) 
 def _retry_dead(
     connection: sqlite3.Connection, wanted: WantedDeliveries, now: int, before: Place | None, limit: int
 ) -> Revived:
-    rows = _delivery_rows(connection, wanted, before)
-    fitting = [row for row in rows if wanted.fits(row[2], State(row[3]), row[4])]
-    for webhook, number, *_ in fitting[:limit]:
+    fitting, on = _fitting(connection, wanted, before, limit)
+    for webhook, number, *_ in fitting:
         connection.execute(_REVIVE, (now, webhook, number)).fetchone()
-    more = fitting[limit - 1][:2] if len(fitting) > limit else rows[-1][:2] if len(rows) == SCAN else None
-    return Revived(len(fitting[:limit]), frozenset(row[2] for row in fitting[:limit]), more)
+    return Revived(len(fitting), frozenset(row[2] for row in fitting), on)
 
 
 def _accounted(

@@ -5,21 +5,22 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.connection import ASGIConnection
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, NotAuthorizedException
-from litestar.handlers import BaseRouteHandler
+from litestar.exceptions import HTTPException
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
-from litestar.plugins.prometheus import PrometheusController
 from litestar.types import Scope
 
+from gateway.archive import Archive
 from gateway.browser import Linking, link_routes
 from gateway.clock import now_ms
+from gateway.console.access import Operators
+from gateway.console.api import operator_routes
+from gateway.console.pages import console_route
+from gateway.console.session import Sessions
 from gateway.deliveries import StoreUnavailable
 from gateway.delivery import DeliveryLoops
 from gateway.health import StoreDoubts, health_routes
@@ -27,10 +28,12 @@ from gateway.intake import Intake
 from gateway.link_script import script_route
 from gateway.privacy import Privacy
 from gateway.reloading import MappingsInForce
-from gateway.sealing import Sealer, Secret
-from gateway.settings import Settings
+from gateway.sealing import Sealer
+from gateway.settings import Settings, SettingsError
 from gateway.store.opening import Store, store_of
 from gateway.store.redis import RedisStore
+from gateway.telemetry import Metrics, StoreView, metrics_route
+from gateway.tracing import Tracing, TracingMissing, tracing_of
 from gateway.webhooks import webhooks_route
 
 LINKS_PER_MINUTE = 120
@@ -64,13 +67,26 @@ def create_app(
     """
     mappings = MappingsInForce(settings.mappings, settings.environment)
     sealer = Sealer(settings.master_key())
+    tracing = _tracing(settings)
     store = store_of(settings, sealer)
     doubts = StoreDoubts(store)
 
-    deliveries = DeliveryLoops(mappings, store, sealer, clock, uniform)
+    metrics = Metrics()
+    deliveries = DeliveryLoops(mappings, store, sealer, clock, uniform, metrics, tracing)
+    view = StoreView(store, mappings, lambda: mappings.problem is not None, deliveries.breakers, clock)
     privacy = Privacy(store, sealer, settings.exports, clock)
     forward_tests = settings.test_events == "forward"
-    intake = Intake(store, sealer, mappings, clock, deliveries.wake, forward_tests=forward_tests, asked=privacy.wake)
+    intake = Intake(
+        store,
+        sealer,
+        mappings,
+        clock,
+        deliveries.wake,
+        forward_tests=forward_tests,
+        asked=privacy.wake,
+        metrics=metrics,
+        tracing=tracing,
+    )
     linking = Linking(
         store,
         privacy,
@@ -81,6 +97,9 @@ def create_app(
         clock,
         deliveries.wake,
     )
+
+    archive = Archive(store, sealer, mappings, intake, privacy, deliveries.wake, clock, forward_tests=forward_tests)
+    operators = Operators(settings.admin_token, clock)
 
     keepers: dict[str, asyncio.Task[None]] = {}
 
@@ -100,6 +119,8 @@ def create_app(
             privacy=asyncio.create_task(privacy.follow()),
             doubts=asyncio.create_task(doubts.follow()),
         )
+        if settings.admin_token:  # without one nobody can ask for metrics
+            keepers["metrics"] = asyncio.create_task(view.follow())
         now = mappings.current
         _LOG.info("started", sources=list(now.sources), destinations=list(now.destinations), store=settings.store_shown)
         if not now.destinations:
@@ -112,18 +133,47 @@ def create_app(
             await asyncio.wait(keepers.values(), timeout=STOP_WITHIN)
             await deliveries.stop()
             await store.close()
+            if tracing is not None:
+                await tracing.close()
             _LOG.info("stopped")
 
     origins = list(settings.link_origins)
-    taking_in = [webhooks_route(intake, settings.max_body), *link_routes(linking, LINKS_PER_MINUTE), script_route()]
+    taking_in = [
+        webhooks_route(intake, settings.max_body, metrics),
+        *link_routes(linking, LINKS_PER_MINUTE),
+        script_route(),
+    ]
     return Litestar(
         route_handlers=[
             *(taking_in if receive else ()),
             *health_routes(store, doubts, mappings, deliveries, keepers),
             *(
-                [Router("/", route_handlers=[PrometheusController], guards=[_operators_only(settings.admin_token)])]
+                [Router("/", route_handlers=[metrics_route(metrics, view)], guards=[operators.guard])]
                 if settings.admin_token
                 else []
+            ),
+            *(
+                operator_routes(archive, operators, settings.environment, lambda: mappings.problem)
+                if settings.admin_token and receive
+                else ()
+            ),
+            *(
+                [
+                    console_route(
+                        store,
+                        archive,
+                        operators,
+                        Sessions(settings.admin_token, sealer, clock),
+                        sealer,
+                        mappings,
+                        settings.mappings,
+                        settings.environment,
+                        deliveries.breakers,
+                        clock,
+                    )
+                ]
+                if settings.admin_token and receive
+                else ()
             ),
         ],
         state=State({"mappings": mappings}),
@@ -138,21 +188,17 @@ def create_app(
     )
 
 
+def _tracing(settings: Settings) -> Tracing | None:
+    try:
+        return tracing_of(settings.environment)
+    except TracingMissing as error:
+        raise SettingsError(str(error)) from None
+
+
 async def _log_failure(error: Exception, scope: Scope) -> None:
     """A failure that nobody foresaw is answered 500; it must not go unseen."""
     if not isinstance(error, HTTPException):
         _LOG.error("request_failed", path=scope["path"], exc_info=error)
-
-
-def _operators_only(token: Secret) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
-    """Return a guard that lets only requests with the admin token through."""
-
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-        scheme, _, credentials = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.matches(credentials.strip()):
-            raise NotAuthorizedException(detail="this needs `Authorization: Bearer` with the GATEWAY_ADMIN_TOKEN")
-
-    return guard
 
 
 def _problem(error: HTTPException) -> ProblemDetailsException:

@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import structlog
 from litestar import Litestar, Router
@@ -12,29 +14,30 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
-from litestar.types import Scope
+from litestar.types import ControllerRouterHandler, Scope
 
-from gateway.archive import Archive
+from gateway.alerts import Alerts
 from gateway.browser import Linking, link_routes
 from gateway.clock import now_ms
 from gateway.console.access import Operators
-from gateway.console.api import operator_routes
-from gateway.console.pages import console_route
-from gateway.console.session import Sessions
 from gateway.deliveries import StoreUnavailable
 from gateway.delivery import DeliveryLoops
-from gateway.health import StoreDoubts, health_routes
+from gateway.health import StoreDoubts, health_routes, stopped_workers
 from gateway.intake import Intake
 from gateway.link_script import script_route
 from gateway.privacy import Privacy
 from gateway.reloading import MappingsInForce
 from gateway.sealing import Sealer
 from gateway.settings import Settings, SettingsError
+from gateway.signatures import prepare
 from gateway.store.opening import Store, store_of
-from gateway.store.redis import RedisStore
+from gateway.store.sqlite import SqliteStore
 from gateway.telemetry import Metrics, StoreView, metrics_route
 from gateway.tracing import Tracing, TracingMissing, tracing_of
 from gateway.webhooks import webhooks_route
+
+if TYPE_CHECKING:
+    from gateway.store.redis import RedisStore
 
 LINKS_PER_MINUTE = 120
 """Requests to /link that one client address may make."""
@@ -56,12 +59,13 @@ def create_app(
     receive: bool = True,
     deliver: bool = True,
     watch: bool = False,
+    address: str | None = None,
 ) -> Litestar:
     """Build the gateway. It holds the store from here until its lifespan ends.
 
     With `deliver=False` it only takes webhooks in; what is due waits for a gateway that delivers. With `receive=False`
     it only delivers, and answers nothing but how it is. With `watch` an edit of the mappings takes their place;
-    without, `app.state.mappings.ask()` has them read again.
+    without, `app.state.mappings.ask()` has them read again. `address` is where it will be served, for its log.
 
     Raises `SettingsError`, `MappingErrors` and `StoreMismatch` with what to do about each.
     """
@@ -98,10 +102,48 @@ def create_app(
         deliveries.wake,
     )
 
-    archive = Archive(store, sealer, mappings, intake, privacy, deliveries.wake, clock, forward_tests=forward_tests)
     operators = Operators(settings.admin_token, clock)
 
+    def operating() -> list[ControllerRouterHandler]:
+        """Return what operators look into and repair the gateway with."""
+        # 0.3 s of imports, which a gateway without a token need not pay.
+        from gateway.archive import Archive  # noqa: PLC0415
+        from gateway.console.api import operator_routes  # noqa: PLC0415
+        from gateway.console.pages import console_route  # noqa: PLC0415
+        from gateway.console.session import Sessions  # noqa: PLC0415
+
+        archive = Archive(store, sealer, mappings, intake, privacy, deliveries.wake, clock, forward_tests=forward_tests)
+        return [
+            *operator_routes(archive, operators, settings.environment, lambda: mappings.problem),
+            console_route(
+                store,
+                archive,
+                operators,
+                Sessions(settings.admin_token, sealer, clock),
+                sealer,
+                mappings,
+                settings.mappings,
+                settings.environment,
+                deliveries.breakers,
+                clock,
+            ),
+        ]
+
     keepers: dict[str, asyncio.Task[None]] = {}
+
+    def alerts() -> Alerts:
+        return Alerts(
+            settings.alert_webhook,
+            socket.gethostname(),
+            store,
+            metrics,
+            mappings,
+            deliveries.breakers,
+            lambda: doubts.known,
+            lambda: mappings.problem,
+            lambda: stopped_workers(deliveries, keepers),
+            clock,
+        )
 
     def follow_mappings() -> None:
         if deliver:
@@ -109,7 +151,7 @@ def create_app(
 
     @asynccontextmanager
     async def running(_app: Litestar) -> AsyncIterator[None]:
-        if isinstance(store, RedisStore):
+        if not isinstance(store, SqliteStore):
             await _connect(store)
             keepers["wake-ups"] = asyncio.create_task(store.follow(deliveries.wake))
         follow_mappings()
@@ -121,8 +163,15 @@ def create_app(
         )
         if settings.admin_token:  # without one nobody can ask for metrics
             keepers["metrics"] = asyncio.create_task(view.follow())
+        if settings.alert_webhook:
+            keepers["alerts"] = asyncio.create_task(alerts().follow())
         now = mappings.current
-        _LOG.info("started", sources=list(now.sources), destinations=list(now.destinations), store=settings.store_shown)
+        ahead = asyncio.create_task(asyncio.to_thread(prepare, [each.verification for each in now.sources.values()]))
+        sources = [name for name, each in now.sources.items() if each.verification.keys]  # the others refuse everything
+        where = {"address": address} if address else {}
+        _LOG.info(
+            "started", **where, sources=sources, destinations=list(now.destinations), store=settings.store_shown
+        )
         if not now.destinations:
             _LOG.warning("no_destination_is_on", next_step="`gateway check` says which settings turn one on")
         try:
@@ -130,7 +179,7 @@ def create_app(
         finally:
             for keeper in keepers.values():
                 keeper.cancel()
-            await asyncio.wait(keepers.values(), timeout=STOP_WITHIN)
+            await asyncio.wait({ahead, *keepers.values()}, timeout=STOP_WITHIN)
             await deliveries.stop()
             await store.close()
             if tracing is not None:
@@ -139,7 +188,7 @@ def create_app(
 
     origins = list(settings.link_origins)
     taking_in = [
-        webhooks_route(intake, settings.max_body, metrics),
+        webhooks_route(intake, settings.max_body, metrics, lambda: mappings.all_read),
         *link_routes(linking, LINKS_PER_MINUTE),
         script_route(),
     ]
@@ -152,29 +201,7 @@ def create_app(
                 if settings.admin_token
                 else []
             ),
-            *(
-                operator_routes(archive, operators, settings.environment, lambda: mappings.problem)
-                if settings.admin_token and receive
-                else ()
-            ),
-            *(
-                [
-                    console_route(
-                        store,
-                        archive,
-                        operators,
-                        Sessions(settings.admin_token, sealer, clock),
-                        sealer,
-                        mappings,
-                        settings.mappings,
-                        settings.environment,
-                        deliveries.breakers,
-                        clock,
-                    )
-                ]
-                if settings.admin_token and receive
-                else ()
-            ),
+            *(operating() if settings.admin_token and receive else ()),
         ],
         state=State({"mappings": mappings}),
         lifespan=[running],
@@ -210,7 +237,7 @@ def _problem(error: HTTPException) -> ProblemDetailsException:
     )
 
 
-async def _connect(store: RedisStore) -> None:
+async def _connect(store: "RedisStore") -> None:
     """Connect, patiently: a gateway that is started with its Redis, or during a failover, needs no operator."""
     while True:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from uuid import uuid5
@@ -19,7 +20,17 @@ import msgspec
 from msgspec import Meta, Raw, Struct, field
 
 from gateway.deliveries import SkipReason, State
-from gateway.documents import Document, MappingErrors, Place, Variables, duration, shaped_as, substitute, suggest
+from gateway.documents import (
+    Diagnostic,
+    Document,
+    MappingErrors,
+    Place,
+    Variables,
+    duration,
+    shaped_as,
+    substitute,
+    suggest,
+)
 from gateway.events import Event, Kind, ProductIds
 from gateway.expressions import EvaluationError, compile_template, template_errors
 from gateway.functions import MAPPING, NAMESPACE, Scope
@@ -399,18 +410,9 @@ def plain(value: object) -> object:
 
 def compile_destination(document: Document, version: str, variables: Variables) -> Destination:
     """Compile a destination's document. Raises `MappingErrors` with every mistake found in it."""
-    spec, diagnostics = shaped_as(document, DestinationSpec)
-    if spec is None:
-        raise MappingErrors(diagnostics)
+    spec, mistakes, templates = _plan(document)
+    diagnostics = list(mistakes)
     variables = _renamed(variables, spec)
-    templates: dict[str, Evaluate] = {}
-    for block in ("needs", "event", "body", "headers", "success", "rejected", "when"):
-        node = getattr(spec, block)
-        errors = template_errors(node, MAPPING)
-        for error in errors:
-            diagnostics.append(document.diagnostic((block, *error.path), error.message, offset=error.offset))
-        if not errors:
-            templates[block] = compile_template(node, MAPPING)
     url = substitute(spec.endpoint, variables)
     urls: dict[str, str] = {kind: substitute(text, variables) for kind, text in spec.endpoints.items()}
     durations = {
@@ -473,6 +475,23 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         park_uncertain=spec.uncertain == "park",
         dedup_window=times["dedup", "window"],
     )
+
+
+@lru_cache(maxsize=64)  # a reload compiles only what changed: the same text is the same document
+def _plan(document: Document) -> tuple[DestinationSpec, tuple[Diagnostic, ...], Mapping[str, Evaluate]]:
+    """Return what the document alone decides, whatever the settings: its shape, its mistakes, its templates."""
+    spec, diagnostics = shaped_as(document, DestinationSpec)
+    if spec is None:
+        raise MappingErrors(diagnostics)
+    templates: dict[str, Evaluate] = {}
+    for block in ("needs", "event", "body", "headers", "success", "rejected", "when"):
+        node = getattr(spec, block)
+        errors = template_errors(node, MAPPING)
+        for error in errors:
+            diagnostics.append(document.diagnostic((block, *error.path), error.message, offset=error.offset))
+        if not errors:
+            templates[block] = compile_template(node, MAPPING)
+    return spec, tuple(diagnostics), templates
 
 
 def _renamed(variables: Variables, spec: DestinationSpec) -> Variables:

@@ -57,8 +57,8 @@ class Position(Struct, frozen=True):
     style: str = ""
 
 
-class Document(Struct, frozen=True):
-    """Plain data from one YAML file, and where each value stands."""
+class Document(Struct, frozen=True, eq=False):
+    """Plain data from one YAML file, and where each value stands. The same only as itself: what is made of it is kept."""
 
     file: str
     data: object

@@ -1,10 +1,12 @@
 """The mapping directory: every source and destination in it, loaded whole or not at all."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,11 +59,13 @@ def copy_bundled(folder: Path) -> None:
     shutil.copytree(bundled(), folder, dirs_exist_ok=True)
 
 
-def load_mappings(path: Path, variables: Variables, senders: Variables | None = None) -> Mappings:
+def load_mappings(
+    path: Path, variables: Variables, senders: Variables | None = None, *, only_set_up: bool = False
+) -> Mappings:
     """Load `sources/*.yaml` and `destinations/*.yaml` under `path`.
 
-    `variables` gives what `${NAME}` stands for, `senders` what it does in sources if that differs. Raises
-    `MappingErrors` with every mistake of every file.
+    `variables` gives what `${NAME}` stands for, `senders` what it does in sources if that differs. With `only_set_up`
+    files whose settings are all missing are not looked at. Raises `MappingErrors` with every mistake of every file.
     """
     senders = senders or variables
     diagnostics: list[Diagnostic] = []
@@ -73,7 +77,10 @@ def load_mappings(path: Path, variables: Variables, senders: Variables | None = 
         made: dict[str, T] = {}
         for file in yaml_files(path / folder):
             try:
-                document, version = read_document(file)
+                text, version = _read_text(file)
+                if only_set_up and not _is_set_up(text, senders if folder == "sources" else variables):
+                    continue
+                document = parse(text, str(file))
                 item = make(document, version)
             except MappingErrors as errors:
                 diagnostics.extend(errors.diagnostics)
@@ -84,12 +91,13 @@ def load_mappings(path: Path, variables: Variables, senders: Variables | None = 
         return made
 
     def destination(document: Document, version: str) -> Destination:
-        return compile_destination(inherited(document, files), version, variables)
+        likened = isinstance(document.data, dict) and "like" in document.data
+        return compile_destination(inherited(document, files()) if likened else document, version, variables)
 
-    files = _by_name(path / "destinations")
+    files = cache(lambda: _by_name(path / "destinations"))
     sources = each("sources", lambda source: source.name, lambda doc, version: compile_source(doc, version, senders))
     destinations = each("destinations", lambda destination: destination.name, destination)
-    if not sources and not diagnostics:
+    if not sources and not diagnostics and not only_set_up:
         diagnostics.append(Diagnostic(str(path / "sources"), 1, 1, "there is no source in this folder"))
     if diagnostics:
         raise MappingErrors(diagnostics)
@@ -124,8 +132,22 @@ def _by_name(folder: Path) -> dict[str, Document]:
     return found
 
 
+_SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b|(?<=\$\{)[A-Z][A-Z0-9_]*")
+
+
+def _is_set_up(text: str, variables: Variables) -> bool:
+    """Tell whether a file may be in force: it names a setting that is set, or none at all."""
+    names = set(_SETTING.findall(text))
+    return not names or any(map(variables, names))
+
+
 def read_document(file: Path) -> tuple[Document, str]:
     """Return a YAML file with its version, the first 12 hex digits of its SHA-256. Raises `MappingErrors`."""
+    text, version = _read_text(file)
+    return parse(text, str(file)), version
+
+
+def _read_text(file: Path) -> tuple[str, str]:
     try:
         content = file.read_bytes()
         text = content.decode()
@@ -133,7 +155,7 @@ def read_document(file: Path) -> tuple[Document, str]:
         raise MappingErrors([Diagnostic(str(file), 1, 1, f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise MappingErrors([Diagnostic(str(file), 1, 1, f"is not UTF-8 (at byte {error.start})")]) from None
-    return parse(text, str(file)), hashlib.sha256(content).hexdigest()[:12]
+    return text, hashlib.sha256(content).hexdigest()[:12]
 
 
 def sample(path: Path, source: str, name: str) -> bytes | None:

@@ -23,13 +23,20 @@ class MappingsInForce:
     """The mappings of a folder. `current` is always a whole set that was loaded without a mistake."""
 
     def __init__(self, path: Path, variables: Variables) -> None:
-        """Load the folder, or raise `MappingErrors`: at the start there is nothing to fall back on."""
+        """Load what is set up, or raise `MappingErrors`: at the start there is nothing to fall back on.
+
+        The rest, which nobody uses yet, is read as soon as `follow` runs: that takes longer than all else of a start.
+        """
         self._path = path
         self._variables = variables
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seen = _looks(path)
-        self.current = load_mappings(path, variables)
+        self.current = load_mappings(path, variables, only_set_up=True)
+        self.all_read = not self.current.sources
+        """Whether all files were read."""
+        if self.all_read:  # nothing is set up, or something is wrong: it is told now
+            self.current = load_mappings(path, variables)
         self.problem: str | None = None
 
     def __call__(self) -> Mappings:
@@ -49,12 +56,16 @@ class MappingsInForce:
         `swapped` is called each time that other mappings came into force.
         """
         self._loop = asyncio.get_running_loop()
+        if not self.all_read:
+            self._asked.set()
         watcher = asyncio.create_task(self._watch()) if watch else None
         try:
             while True:
                 await self._asked.wait()
                 self._asked.clear()
-                if await self._read():
+                in_force = await self._read()
+                self.all_read = True
+                if in_force:
                     swapped()
         finally:
             if watcher is not None:

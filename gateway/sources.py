@@ -7,14 +7,15 @@ functions. `read` turns a request into a `Webhook`.
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shaped_as, substitute
 from gateway.events import Kind, Webhook
-from gateway.expressions import EvaluationError, compile_projection, template_errors
+from gateway.expressions import EvaluationError, Projection, compile_projection, template_errors
 from gateway.functions import MAPPING, Scope, milliseconds
 from gateway.signatures import Verification, VerifySpec, compile_verification, verify
 
@@ -235,11 +236,45 @@ def scope_of(webhook: Webhook, source: Source) -> Scope:
 
 def compile_source(document: Document, version: str, variables: Variables) -> Source:
     """Compile a source's document. Raises `MappingErrors` with every mistake found in it."""
+    plan = _plan(document)
+    checker = _Checker(document, list(plan.diagnostics))
+    verification = checker.verification(plan.spec.verify, variables)
+    if checker.diagnostics:
+        raise MappingErrors(checker.diagnostics)
+    subjects = plan.subjects
+    return Source(
+        name=plan.spec.source,
+        version=version,
+        verification=verification,
+        decode=plan.projection.decode,
+        request=plan.compiled["webhook",],
+        person=plan.compiled["person",],
+        browser_subjects=frozenset(name for name, each in subjects.items() if each.browser),
+        subject_names=tuple(subjects),
+        rules=plan.rules,
+        currencies=plan.spec.currencies,
+        tables=plan.spec.tables,
+        spec=plan.spec,
+    )
+
+
+class _Plan(NamedTuple):
+    """All of a source that its document alone decides, whatever the settings; without mistakes also compiled."""
+
+    spec: SourceSpec
+    diagnostics: tuple[Diagnostic, ...]
+    subjects: Mapping[str, SubjectSpec]
+    projection: Projection
+    compiled: Mapping[Place, Evaluate]
+    rules: tuple[Rule, ...]
+
+
+@lru_cache(maxsize=64)  # a reload compiles only what changed: the same text is the same document
+def _plan(document: Document) -> _Plan:
     spec, misshapen = shaped_as(document, SourceSpec)
     if spec is None:
         raise MappingErrors(misshapen)
     checker = _Checker(document, misshapen)
-    verification = checker.verification(spec.verify, variables)
     subjects = {name: SubjectSpec(each) if isinstance(each, str) else each for name, each in spec.subjects.items()}
     templates: dict[Place, object] = {
         ("webhook",): _block(spec.webhook),
@@ -263,26 +298,14 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
             templates[place] = _keys(getattr(rule, key)) if key in {"once", "of"} else getattr(rule, key)
         checker.rule(rule, index)
     if checker.diagnostics:
-        raise MappingErrors(checker.diagnostics)
+        return _Plan(spec, tuple(checker.diagnostics), subjects, compile_projection((), MAPPING), {}, ())
     projection = compile_projection(list(templates.values()), MAPPING)
     compiled = dict(zip(templates, projection.compiled, strict=True))
-    return Source(
-        name=spec.source,
-        version=version,
-        verification=verification,
-        decode=projection.decode,
-        request=compiled["webhook",],
-        person=compiled["person",],
-        browser_subjects=frozenset(name for name, each in subjects.items() if each.browser),
-        subject_names=tuple(subjects),
-        rules=tuple(
-            _rule(rule, name, index, wait_for_link, compiled)
-            for index, (rule, name) in enumerate(zip(spec.rules, _names(spec.rules), strict=True))
-        ),
-        currencies=spec.currencies,
-        tables=spec.tables,
-        spec=spec,
+    rules = tuple(
+        _rule(rule, name, index, wait_for_link, compiled)
+        for index, (rule, name) in enumerate(zip(spec.rules, _names(spec.rules), strict=True))
     )
+    return _Plan(spec, (), subjects, projection, compiled, rules)
 
 
 RULE_TEMPLATES = ("when", "once", "of", "state_of", "at", "properties", "context")

@@ -5,6 +5,7 @@ Litestar's request and response objects would cost as much as everything else th
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Literal
 
@@ -57,15 +58,15 @@ _UNREAD = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large", HTTPStatus.REQUEST_
 """What metrics call a request whose body was not read to its end; else it broke off."""
 
 
-def webhooks_route(intake: Intake, max_body: int, metrics: Metrics) -> ASGIRouteHandler:
-    """Return the route. `max_body` is in bytes."""
+def webhooks_route(intake: Intake, max_body: int, metrics: Metrics, all_read: Callable[[], bool]) -> ASGIRouteHandler:
+    """Return the route. `max_body` is in bytes; `all_read` tells whether all mappings were read since the start."""
 
     # A mount, as Litestar 2.25 answers 500 on an `@asgi` route with a path parameter.
     @asgi("/webhooks", is_mount=True, copy_scope=False)
     async def receive_webhook(scope: Scope, receive: Receive, send: Send) -> None:
         source = scope["path"].strip("/")
         try:
-            accepted = await _receive(intake, source, scope, receive, max_body, metrics)
+            accepted = await _receive(intake, source, scope, receive, max_body, metrics, all_read)
         except _Refused as refused:
             await _refuse(send, refused)
         else:
@@ -75,7 +76,13 @@ def webhooks_route(intake: Intake, max_body: int, metrics: Metrics) -> ASGIRoute
 
 
 async def _receive(
-    intake: Intake, source: str, scope: Scope, receive: Receive, max_body: int, metrics: Metrics
+    intake: Intake,
+    source: str,
+    scope: Scope,
+    receive: Receive,
+    max_body: int,
+    metrics: Metrics,
+    all_read: Callable[[], bool],
 ) -> Accepted:
     if scope.get("method") != "POST":
         raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "webhooks are sent with POST")
@@ -89,6 +96,8 @@ async def _receive(
             raise
         received = await intake.receive(source, headers, body)
     except UnknownSource:
+        if not all_read():
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the mappings are still being read; send it again") from None
         metrics.not_taken(None, "unknown_source")
         raise _Refused(
             HTTPStatus.NOT_FOUND, "there is no such source: its name is the `source:` of a file in mappings/sources"

@@ -244,12 +244,11 @@ def _tell_events(translation: Any) -> None:
     import msgspec
 
     from gateway.dry_run import shown
-    from gateway.translate import privacy_of
 
     for emission in translation.emissions:
         click.echo(_pretty(msgspec.json.Encoder(decimal_format="number").encode(shown(emission.event))))
     if translation.request is not None:
-        click.echo(f"asks about data: {privacy_of(translation.request)}")
+        click.echo(f"asks about data: {translation.request.kind}")
 
 
 def _tell_requests(translation: Any, destinations: Any, destination: str) -> None:

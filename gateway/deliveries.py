@@ -238,13 +238,17 @@ class Backlog(Struct, frozen=True):
     oldest_due_at: int | None
 
 
-class DataRequest(Struct, frozen=True):
-    """What somebody may ask about a person's (or a shop's) data: that it be forgotten, or handed out.
+Privacy = Literal["forget", "forget_account", "export"]
+"""That a person's data be erased, or a whole account's, or that a person's be written out."""
 
-    `keys` are the person's subjects; without any, all that came from this source and account is meant.
+
+class DataRequest(Struct, frozen=True):
+    """What somebody asks about a person's (or a shop's) data.
+
+    `keys` are the person's subjects. `forget_account` means all that came from this source and account.
     """
 
-    kind: Literal["forget", "export"]
+    kind: Privacy
     source: str = ""
     account: str = ""
     keys: tuple[bytes, ...] = ()

@@ -58,7 +58,7 @@ class Position(Struct, frozen=True):
 
 
 class Document(Struct, frozen=True, eq=False):
-    """Plain data from one YAML file, and where each value stands. The same only as itself: what is made of it is kept."""
+    """Plain data from one YAML file, and where each value stands. Equal only to itself: what is made of it is kept."""
 
     file: str
     data: object

@@ -22,7 +22,7 @@ from gateway.functions import MAPPING, Scope, milliseconds
 from gateway.identity import PROFILES, PiiGuard, Profile, hash_identity, normalise_subject
 from gateway.money import Money
 from gateway.sources import MalformedWebhook, RuleSpec, Source, SubjectSpec, read_verified
-from gateway.translate import MAX_SUBJECT, Translation, privacy_of, translate
+from gateway.translate import MAX_SUBJECT, Translation, translate
 
 Resolve = Callable[[Mapping[str, str]], Mapping[str, Mapping[str, str] | None]]
 """From subjects' normalised values, by name, to the visitor ids, by product, that each is linked to.
@@ -107,7 +107,7 @@ def _rules(
 
 def _verdict(alone: Translation, *, met: bool) -> str:
     if alone.request is not None:
-        return f"matched, asks about data: {privacy_of(alone.request)}"
+        return f"matched, asks about data: {alone.request.kind}"
     if not alone.notes:
         return f"matched, makes {alone.emissions[0].event.name}" if alone.emissions else "matched, ties payment keys"
     (note,) = alone.notes
@@ -124,7 +124,7 @@ def _outcome(translation: Translation, reader: "_Reader") -> Iterator[Step]:
     for payment in translation.payments:
         yield Step("payment keys", gave=(", ".join(map(reader.shown, payment.keys)),))
     if translation.request is not None:
-        yield Step("privacy", gave=(privacy_of(translation.request),))
+        yield Step("privacy", gave=(translation.request.kind,))
     for note in translation.notes:
         by = f" ({note.rule})" if note.rule else ""
         yield Step("skipped" if note.skip else "failed", gave=(f"{note.skip or note.error}{by}",))

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct, field, structs
 from ruamel.yaml import YAML
 
-from gateway.deliveries import SkipReason, State, StoredDelivery
+from gateway.deliveries import Privacy, SkipReason, State, StoredDelivery
 from gateway.destinations import Destination, Unrenderable, compile_destination
 from gateway.documents import Diagnostic, Document, MappingErrors, duration, parse, shape, suggest, yaml_files
 from gateway.dry_run import request_of, shown
@@ -26,9 +26,8 @@ from gateway.intake import Intake
 from gateway.links import seal_visitor
 from gateway.mappings import Mappings, read_document, sample, sample_headers, samples
 from gateway.sealing import Sealer
-from gateway.sources import MalformedWebhook, Privacy, Source
+from gateway.sources import MalformedWebhook, Source
 from gateway.store.sqlite import SqliteStore
-from gateway.translate import privacy_of
 
 NOW = 1_790_000_000_000
 """When the first webhook of every test arrives, in ms."""
@@ -315,8 +314,7 @@ class _Run:
             yield self.complain((key,), f"an {what} too many: {_brief(each)}{by}")
 
     async def asked(self) -> list[Diagnostic]:
-        requests = [each.request for each in await self.store.asked()]
-        asked = ", ".join(map(privacy_of, requests)) or "nothing"
+        asked = ", ".join(each.request.kind for each in await self.store.asked()) or "nothing"
         wanted = ", ".join(self.test.spec.privacy) or "nothing"
         if asked == wanted:
             return []

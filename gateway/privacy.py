@@ -130,13 +130,14 @@ class Privacy:
 
     async def _fulfil(self, asked: OpenRequest) -> None:
         request = asked.request
-        if request.kind == "export":
-            webhooks = await self._export(asked)
-            outcome = f"wrote {webhooks} webhooks to {asked.number}-{request.source}.json"
-        elif request.keys:
-            outcome = told(await self._store.forget(request.keys))
-        else:
-            outcome = told(await self._store.forget_account(request.source, request.account))
+        match request.kind:
+            case "export":
+                webhooks = await self._export(asked)
+                outcome = f"wrote {webhooks} webhooks to {asked.number}-{request.source}.json"
+            case "forget":
+                outcome = told(await self._store.forget(request.keys))
+            case "forget_account":
+                outcome = told(await self._store.forget_account(request.source, request.account))
         await self._close(asked.number, request.kind, outcome)
 
     async def _close(self, number: int, kind: str, outcome: str) -> None:

@@ -8,11 +8,12 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from gateway.deliveries import Privacy
 from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shaped_as, substitute
 from gateway.events import Kind, Webhook
 from gateway.expressions import EvaluationError, Projection, compile_projection, template_errors
@@ -54,10 +55,6 @@ class IdentitySpec(Struct, frozen=True, forbid_unknown_fields=True):
     first_name: object = None
     last_name: object = None
     country: object = None
-
-
-Privacy = Literal["forget", "forget_account", "export"]
-"""What a rule may do instead of emitting: erase a person's data, or a whole account's, or write out a person's."""
 
 
 class RuleSpec(Struct, frozen=True, forbid_unknown_fields=True):

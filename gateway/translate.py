@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from gateway.deliveries import DataRequest
+from gateway.deliveries import DataRequest, Privacy
 from gateway.events import MONEY_TAG, Event, ProductIds, Visitor, Webhook
 from gateway.expressions import EvaluationError
 from gateway.functions import NAMESPACE, Scope, milliseconds
 from gateway.identity import PiiGuard, Profile, hash_identity, normalise_email, normalise_subject
-from gateway.sources import Privacy, Rule, Source, scope_of
+from gateway.sources import Rule, Source, scope_of
 
 _NAMESPACE = NAMESPACE.bytes
 
@@ -182,17 +182,12 @@ def _apply(
     return Emission(event, payment, rule.wait_for_link, _keys(rule.of(document, scope)), state_of)
 
 
-def privacy_of(request: DataRequest) -> Privacy:
-    """Return what a request about data asks, as a rule writes it."""
-    return "export" if request.kind == "export" else "forget" if request.keys else "forget_account"
-
-
 def _data_request(asked: Privacy, webhook: Webhook, person: _Person) -> DataRequest:
     """Return what is asked. Never more than is named: without a subject nobody's data is meant, not everybody's."""
     if asked == "forget_account":
         if not webhook.account:
             raise EvaluationError("it asks for an account to be forgotten, and names none")
-        return DataRequest("forget", webhook.source, webhook.account)
+        return DataRequest(asked, webhook.source, webhook.account)
     if not person.subjects:
         raise EvaluationError("it asks about somebody's data, and none of the `subjects` is in it")
     return DataRequest(asked, webhook.source, webhook.account, tuple(person.subjects.values()))

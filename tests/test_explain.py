@@ -18,7 +18,7 @@ from gateway.identity import PROFILES
 from gateway.mappings import bundled, load_mappings, sample_headers
 from gateway.money import Money
 from gateway.sources import MalformedWebhook, Source, compile_source, read_verified
-from gateway.translate import Emission, Translation, privacy_of, translate
+from gateway.translate import Emission, Translation, translate
 
 MAPPINGS = load_mappings(bundled(), lambda _: None)
 SAMPLES = sorted((bundled() / "samples").glob("*/*.json"))
@@ -88,7 +88,7 @@ def test_it_says_what_comes_of_every_sample(file: Path) -> None:
     assert told == [
         *(f"event {told_of(each)} ({each.event.rule})" for each in translation.emissions),
         *(f"payment keys {', '.join(map(text, each.keys))}" for each in translation.payments),
-        *([f"privacy {privacy_of(translation.request)}"] if translation.request else []),
+        *([f"privacy {translation.request.kind}"] if translation.request else []),
         *(f"skipped {note.skip}" + (f" ({note.rule})" if note.rule else "") for note in translation.notes),
     ]
     assert told
@@ -109,7 +109,7 @@ def test_it_says_of_each_rule_whether_it_matched(file: Path) -> None:
     skipped = {note.rule: "not matched" for note in translation.notes if note.rule}
     assert {**made, **skipped}.items() <= told.items()
     tied = [verdict for name, verdict in told.items() if name not in {**made, **skipped}]
-    asks = [f"matched, asks about data: {privacy_of(translation.request)}"] if translation.request else []
+    asks = [f"matched, asks about data: {translation.request.kind}"] if translation.request else []
     assert tied == ["matched, ties payment keys"] * len(translation.payments) + asks
 
 

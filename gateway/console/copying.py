@@ -14,7 +14,7 @@ from gateway.intake import KeptRequest
 from gateway.mappings import Mappings
 from gateway.masking import FOLD, MASK, Folded, masked_headers
 from gateway.sources import MalformedWebhook, Source, read_verified
-from gateway.translate import Translation, privacy_of, translate
+from gateway.translate import Translation, translate
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -62,7 +62,7 @@ def _expected(translation: Translation) -> dict[str, object]:
             if note.error and not note.skip
         ]
     if translation.request is not None:
-        expected["privacy"] = [privacy_of(translation.request)]
+        expected["privacy"] = [translation.request.kind]
     return expected
 
 

@@ -464,7 +464,7 @@ async def test_a_redis_may_get_more_partitions() -> None:
         for each in accounts:
             payment = structs.replace(report(f"of {each}", each), account=each, key=key(each))
             await accept(source, tells(each, NOW), payment)
-            await source.ask(DataRequest("forget", "stripe", each), NOW)
+            await source.ask(DataRequest("forget_account", "stripe", each), NOW)
         copied = await copy(source, target, NOW, lambda *_: None)
         assert copied == Copied(webhooks=24, links=0, known=0)
         for each in accounts:

@@ -96,6 +96,7 @@ def create_app(
         privacy,
         sealer,
         lambda: mappings.current.subjects,
+        mappings.all_read.wait,
         settings.link_secret,
         frozenset(settings.link_origins),
         clock,
@@ -169,9 +170,7 @@ def create_app(
         ahead = asyncio.create_task(asyncio.to_thread(prepare, [each.verification for each in now.sources.values()]))
         sources = [name for name, each in now.sources.items() if each.verification.keys]  # the others refuse everything
         where = {"address": address} if address else {}
-        _LOG.info(
-            "started", **where, sources=sources, destinations=list(now.destinations), store=settings.store_shown
-        )
+        _LOG.info("started", **where, sources=sources, destinations=list(now.destinations), store=settings.store_shown)
         if not now.destinations:
             _LOG.warning("no_destination_is_on", next_step="`gateway check` says which settings turn one on")
         try:
@@ -188,7 +187,7 @@ def create_app(
 
     origins = list(settings.link_origins)
     taking_in = [
-        webhooks_route(intake, settings.max_body, metrics, lambda: mappings.all_read),
+        webhooks_route(intake, settings.max_body, metrics, mappings.all_read.wait),
         *link_routes(linking, LINKS_PER_MINUTE),
         script_route(),
     ]

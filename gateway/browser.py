@@ -10,7 +10,7 @@ Nothing else: a page that could name any user could claim other people's payment
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import jwt
@@ -29,6 +29,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 from msgspec import Struct
 
 from gateway.deliveries import Forgotten, StoreUnavailable
+from gateway.documents import suggest
 from gateway.events import ProductIds, Visitor
 from gateway.identity import normalise_subject
 from gateway.links import Links, seal_visitor
@@ -73,6 +74,7 @@ class Linking:
         privacy: Privacy,
         sealer: Sealer,
         subjects: Callable[[], SubjectNames],
+        all_read: Callable[[], Awaitable[object]],
         secret: Secret,
         origins: frozenset[str],
         clock: Callable[[], int],
@@ -82,6 +84,7 @@ class Linking:
         self._privacy = privacy
         self._sealer = sealer
         self._names = subjects
+        self._all_read = all_read
         self._secret = secret
         self._origins = origins
         self.clock = clock
@@ -102,11 +105,11 @@ class Linking:
         """
         request = _read(body)
         if self.is_backend(authorization):
-            subjects = {name: str(value) for name, value in request.subjects.items() if value is not None}
+            subjects = await self._subjects_of_backend(request)
         elif authorization:
             raise NotAuthorizedException(detail="this is not the GATEWAY_LINK_SECRET of this gateway")
         else:
-            subjects = self._subjects_of_page(request, origin)
+            subjects = await self._subjects_of_page(request, origin)
         keys = self._keys(subjects)
         if not keys:
             raise ClientException(
@@ -135,7 +138,7 @@ class Linking:
         """
         if not self.is_backend(authorization):
             raise NotAuthorizedException(detail="only a backend may have somebody forgotten: send the link secret")
-        subjects = {name: str(value) for name, value in _read(body).subjects.items() if value is not None}
+        subjects = await self._subjects_of_backend(_read(body))
         if not self._keys(subjects):
             raise ClientException(detail="there is no subject to forget: send `subjects`")
         try:
@@ -145,17 +148,32 @@ class Linking:
         except StoreUnavailable:
             raise _unavailable() from None
 
-    def _subjects_of_page(self, request: LinkRequest, origin: str | None) -> dict[str, str]:
+    async def _subjects_of_backend(self, request: LinkRequest) -> dict[str, str]:
+        subjects = {name: str(value) for name, value in request.subjects.items() if value is not None}
+        known = await self._known(subjects)
+        if subjects and not known:
+            name = next(iter(subjects))
+            hint = suggest(name, sorted(self._names().all)) or "its name is one of the `subjects:` of a source"
+            raise ClientException(detail=f"no mapping reads the subject `{name[:40]}`: {hint}")
+        return subjects  # with those that no mapping reads yet
+
+    async def _known(self, subjects: Mapping[str, str]) -> dict[str, str]:
+        """Return those that some mapping reads: by no other is a payment ever found."""
+        if not subjects.keys() <= self._names().all:
+            await self._all_read()
+        names = self._names().all
+        return {name: value for name, value in subjects.items() if name in names}
+
+    async def _subjects_of_page(self, request: LinkRequest, origin: str | None) -> dict[str, str]:
         if origin is not None and origin not in self._origins:
             raise PermissionDeniedException(detail="GATEWAY_LINK_ORIGINS does not list the origin of this page")
-        names = self._names()
-        # What no mapping reads, no payment can be found by: a cart's cookie, say, without a Shopify mapping.
-        subjects = {name: str(it) for name, it in request.subjects.items() if it is not None and name in names.all}
+        # A page may tell of what no mapping reads: a cart's cookie, say, without a Shopify mapping.
+        subjects = await self._known({name: str(it) for name, it in request.subjects.items() if it is not None})
         if request.token is not None:
             user = read_token(request.token, self._secret, self.clock() // 1000)
             if subjects.setdefault("user", user) != user:
                 raise PermissionDeniedException(detail="the token names another user than `subjects.user`")
-        allowed = names.browser | ({"user"} if request.token is not None else set())
+        allowed = self._names().browser | ({"user"} if request.token is not None else set())
         if refused := sorted(set(subjects) - allowed):
             raise PermissionDeniedException(
                 detail=f"a page may not link `{refused[0][:40]}`: send it from your backend with the link secret, "

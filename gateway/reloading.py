@@ -33,10 +33,11 @@ class MappingsInForce:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seen = _looks(path)
         self.current = load_mappings(path, variables, only_set_up=True)
-        self.all_read = not self.current.sources
-        """Whether all files were read."""
-        if self.all_read:  # nothing is set up, or something is wrong: it is told now
+        self.all_read = asyncio.Event()
+        """Set once all files were read."""
+        if not self.current.sources:  # nothing is set up, or something is wrong: it is told now
             self.current = load_mappings(path, variables)
+            self.all_read.set()
         self.problem: str | None = None
 
     def __call__(self) -> Mappings:
@@ -56,7 +57,7 @@ class MappingsInForce:
         `swapped` is called each time that other mappings came into force.
         """
         self._loop = asyncio.get_running_loop()
-        if not self.all_read:
+        if not self.all_read.is_set():
             self._asked.set()
         watcher = asyncio.create_task(self._watch()) if watch else None
         try:
@@ -64,7 +65,7 @@ class MappingsInForce:
                 await self._asked.wait()
                 self._asked.clear()
                 in_force = await self._read()
-                self.all_read = True
+                self.all_read.set()
                 if in_force:
                     swapped()
         finally:

@@ -5,7 +5,7 @@ Litestar's request and response objects would cost as much as everything else th
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Literal
 
@@ -58,8 +58,10 @@ _UNREAD = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large", HTTPStatus.REQUEST_
 """What metrics call a request whose body was not read to its end; else it broke off."""
 
 
-def webhooks_route(intake: Intake, max_body: int, metrics: Metrics, all_read: Callable[[], bool]) -> ASGIRouteHandler:
-    """Return the route. `max_body` is in bytes; `all_read` tells whether all mappings were read since the start."""
+def webhooks_route(
+    intake: Intake, max_body: int, metrics: Metrics, all_read: Callable[[], Awaitable[object]]
+) -> ASGIRouteHandler:
+    """Return the route. `max_body` is in bytes; `all_read` waits until all mappings were read at the start."""
 
     # A mount, as Litestar 2.25 answers 500 on an `@asgi` route with a path parameter.
     @asgi("/webhooks", is_mount=True, copy_scope=False)
@@ -82,13 +84,17 @@ async def _receive(
     receive: Receive,
     max_body: int,
     metrics: Metrics,
-    all_read: Callable[[], bool],
+    all_read: Callable[[], Awaitable[object]],
 ) -> Accepted:
     if scope.get("method") != "POST":
         raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "webhooks are sent with POST")
     headers = _headers(scope)
     try:
-        origin = intake.source(source)
+        try:
+            origin = intake.source(source)
+        except UnknownSource:
+            await all_read()
+            origin = intake.source(source)
         try:
             body = await _body(headers, receive, max_body)
         except _Refused as refused:
@@ -96,8 +102,6 @@ async def _receive(
             raise
         received = await intake.receive(source, headers, body)
     except UnknownSource:
-        if not all_read():
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the mappings are still being read; send it again") from None
         metrics.not_taken(None, "unknown_source")
         raise _Refused(
             HTTPStatus.NOT_FOUND, "there is no such source: its name is the `source:` of a file in mappings/sources"

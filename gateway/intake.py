@@ -135,13 +135,14 @@ class Intake:
         self._metrics.verified(origin, secret)
         return await self._take(headers.values, body, origin, mappings, now, stopwatch)
 
-    async def take(self, source: str, headers: Mapping[str, str], body: bytes) -> Received:
+    async def take(self, source: str, headers: Mapping[str, str], body: bytes, came_at: int | None = None) -> Received:
         """Keep a request whose origin is known by other means than its signature, as `receive` does.
 
-        Raises `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`.
+        `came_at` (ms) is when it came elsewhere: when it happened, for a sender that does not say. Raises
+        `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`.
         """
         mappings, origin = self._mappings(), self.source(source)
-        return await self._take(headers, body, origin, mappings, self._clock(), Stopwatch())
+        return await self._take(headers, body, origin, mappings, self._clock(), Stopwatch(), came_at)
 
     async def _take(
         self,
@@ -151,12 +152,15 @@ class Intake:
         mappings: Mappings,
         now: int,
         stopwatch: Stopwatch,
+        came_at: int | None = None,
     ) -> Received:
         try:
-            webhook = read_verified(headers, body, source, now)
+            webhook = read_verified(headers, body, source, now if came_at is None else came_at)
         except MalformedWebhook:
             self._metrics.not_taken(source, "malformed")
             raise
+        if came_at is not None:
+            webhook = structs.replace(webhook, received_at=now)
         stopwatch.lap("verify")
         with about(webhook_id=webhook.id):
             return await self._keep(webhook, source, mappings, stopwatch)

@@ -7,7 +7,7 @@ Commands import what they run where they run it, so that `gateway --help` is qui
 import rich_click as click
 
 from gateway import __version__
-from gateway.cli import authoring, operating, people, serving
+from gateway.cli import authoring, history, operating, people, serving
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.COMMAND_GROUPS = {
@@ -15,6 +15,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Run it", "commands": ["demo", "serve", "deliver", "doctor", "store"]},
         {"name": "Edit mappings", "commands": ["init", "check", "test", "translate", "explain", "send", "schema"]},
         {"name": "See and repair", "commands": ["webhooks", "deliveries", "dead", "replay"]},
+        {"name": "Bring in the past", "commands": ["import", "reconcile"]},
         {"name": "Visitors and people", "commands": ["links", "link-token", "forget"]},
     ]
 }
@@ -46,5 +47,7 @@ for _command in (
     operating.webhooks,
     operating.deliveries,
     operating.dead,
+    history.import_command,
+    history.reconcile,
 ):
     main.add_command(_command)

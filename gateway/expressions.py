@@ -79,7 +79,9 @@ class ExpressionError(Exception):
 class Compiled(Protocol):
     """A compiled expression or template. Raises EvaluationError."""
 
-    def __call__(self, document: object, scope: Scope | None = None, /) -> object: ...
+    def __call__(self, document: object, scope: Scope | None = None, /) -> object:
+        """Return what it yields of a document. Raises EvaluationError."""
+        ...
 
 
 def compile_expression(text: str, functions: Mapping[str, Function] = STANDARD) -> Compiled:

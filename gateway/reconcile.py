@@ -64,7 +64,10 @@ class Provider(Protocol):
     """One provider's list. `source` is the source whose webhooks it has."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """The source that its webhooks come in by."""
+        ...
+
     def webhooks(self, since: int, until: int) -> AsyncIterator[Found]:
         """Yield what happened from `since` to `until` (ms). Raises `Unreconcilable`."""
         ...

@@ -22,6 +22,7 @@ from gateway.clock import now_ms
 from gateway.console.access import Operators
 from gateway.deliveries import StoreUnavailable
 from gateway.delivery import DeliveryLoops
+from gateway.fetching import Fetching
 from gateway.health import StoreDoubts, health_routes, stopped_workers
 from gateway.intake import Intake
 from gateway.link_script import script_route
@@ -80,17 +81,23 @@ def create_app(
     view = StoreView(store, mappings, lambda: mappings.problem is not None, deliveries.breakers, clock)
     privacy = Privacy(store, sealer, settings.exports, clock)
     forward_tests = settings.test_events == "forward"
+
+    def wake(destinations: frozenset[str]) -> None:
+        deliveries.wake(destinations)
+        fetching.wake(destinations)
+
     intake = Intake(
         store,
         sealer,
         mappings,
         clock,
-        deliveries.wake,
+        wake,
         forward_tests=forward_tests,
         asked=privacy.wake,
         metrics=metrics,
         tracing=tracing,
     )
+    fetching = Fetching(store, sealer, intake, lambda: mappings.current.fetches, clock, uniform, metrics)
     linking = Linking(
         store,
         privacy,
@@ -113,7 +120,7 @@ def create_app(
         from gateway.console.pages import console_route  # noqa: PLC0415
         from gateway.console.session import Sessions  # noqa: PLC0415
 
-        archive = Archive(store, sealer, mappings, intake, privacy, deliveries.wake, clock, forward_tests=forward_tests)
+        archive = Archive(store, sealer, mappings, intake, privacy, wake, clock, forward_tests=forward_tests)
         return [
             *operator_routes(archive, operators, settings.environment, lambda: mappings.problem),
             console_route(
@@ -144,6 +151,7 @@ def create_app(
             lambda: mappings.problem,
             lambda: stopped_workers(deliveries, keepers),
             clock,
+            None if isinstance(store, SqliteStore) else store,  # of several gateways one speaks
         )
 
     def follow_mappings() -> None:
@@ -154,7 +162,7 @@ def create_app(
     async def running(_app: Litestar) -> AsyncIterator[None]:
         if not isinstance(store, SqliteStore):
             await _connect(store)
-            keepers["wake-ups"] = asyncio.create_task(store.follow(deliveries.wake))
+            keepers["wake-ups"] = asyncio.create_task(store.follow(wake))
         follow_mappings()
         keepers.update(
             retention=asyncio.create_task(_keep_house(store, settings.retention, clock)),
@@ -164,6 +172,8 @@ def create_app(
         )
         if settings.admin_token:  # without one nobody can ask for metrics
             keepers["metrics"] = asyncio.create_task(view.follow())
+        if deliver:
+            keepers["fetching"] = asyncio.create_task(fetching.follow())
         if settings.alert_webhook:
             keepers["alerts"] = asyncio.create_task(alerts().follow())
         now = mappings.current

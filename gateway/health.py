@@ -40,6 +40,11 @@ class StoreDoubts:
             await asyncio.sleep(LOOK_AGAIN)
 
 
+def stopped_workers(deliveries: DeliveryLoops, keepers: Mapping[str, "asyncio.Task[None]"]) -> list[str]:
+    """Return who has ended though it should run."""
+    return [*deliveries.stopped(), *(name for name, keeper in keepers.items() if keeper.done())]
+
+
 def health_routes(
     store: Store,
     doubts: StoreDoubts,
@@ -55,7 +60,7 @@ def health_routes(
 
     @get("/readyz")
     async def readyz() -> Response[dict[str, object]]:
-        stopped = [*deliveries.stopped(), *(name for name, keeper in keepers.items() if keeper.done())]
+        stopped = stopped_workers(deliveries, keepers)
         checks = {
             "store": await store.probe() or "ok",
             "workers": f"stopped: {', '.join(stopped)}" if stopped else "ok",

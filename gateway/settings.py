@@ -6,8 +6,10 @@ Only the composition root and the command line import this. Secrets print as `**
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -35,6 +37,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     link_secret: Secret
     link_origins: tuple[str, ...]
     admin_token: Secret
+    alert_webhook: Secret
     retention: int
     test_events: Literal["skip", "forward"]
     max_body: int
@@ -143,6 +146,9 @@ def load_settings(values: Mapping[str, str]) -> Settings:
     max_body = text("GATEWAY_MAX_BODY", "1048576")
     if not max_body.isdigit() or not 1024 <= int(max_body) <= 64 * 1024 * 1024:
         mistakes.append(f"GATEWAY_MAX_BODY: `{max_body}`: write a number of bytes from 1024 to 67108864")
+    alert_webhook = text("GATEWAY_ALERT_WEBHOOK")
+    if alert_webhook and not _may_be_told(alert_webhook):
+        mistakes.append("GATEWAY_ALERT_WEBHOOK: write https://…, as your chat gives it; http only to this machine")
     folder = text("GATEWAY_MAPPINGS")
     if mistakes:
         raise SettingsError("\n".join(mistakes))
@@ -153,6 +159,7 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         link_secret=Secret(link_secret),
         link_origins=origins,
         admin_token=Secret(text("GATEWAY_ADMIN_TOKEN")),
+        alert_webhook=Secret(alert_webhook),
         retention=retention,
         test_events="forward" if test_events == "forward" else "skip",
         max_body=int(max_body),
@@ -162,3 +169,17 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         wait_aof=wait_aof == "true",
         environment=environment,
     )
+
+
+def _may_be_told(url: str) -> bool:
+    """Whether alerts may be posted there: over TLS, or without it on the loopback interface."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if not host or parts.port == 0 or not url.isprintable() or " " in url:
+            return False
+        return parts.scheme == "https" or (
+            parts.scheme == "http" and (host == "localhost" or ip_address(host).is_loopback)
+        )
+    except ValueError:  # a port beyond 65535, brackets that do not close; with http a host that is no address
+        return False

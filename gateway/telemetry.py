@@ -4,13 +4,16 @@ The labels of metrics are names out of the mapping files, or of this code: never
 gateway has metrics of its own, which it serves at /metrics: whoever runs several has each of them scraped. Counters and
 histograms say what this one did, to be added up; what is stored is the same for all that share a store.
 
-Log lines keep only what `LOGGED` names, so that nothing gets into a log by being handed along.
+Log lines keep only what `LOGGED` names, so that nothing gets into a log by being handed along. Of an exception they
+tell the places and the type, and its words only if it is one of ours; of a library's line its own words.
 """
 
 import asyncio
 import logging
+import os
 import re
 import sys
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
@@ -21,6 +24,7 @@ from typing import Any, Protocol
 import structlog
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -126,6 +130,19 @@ class _Times:
         return family
 
 
+class Tally(Struct, frozen=True):
+    """What alerts compare over time, counted since the start.
+
+    `dead` deliveries are by destination; by source: `events` and how many of them found a visitor, `forged` webhooks
+    (a secret that is not ours had signed them) and `verified` ones.
+    """
+
+    dead: Mapping[str, int] = {}
+    events: Mapping[str, tuple[int, int]] = {}
+    forged: Mapping[str, int] = {}
+    verified: Mapping[str, int] = {}
+
+
 class Metrics(Collector):
     """What one gateway counts. Two of them in one process share nothing."""
 
@@ -187,6 +204,22 @@ class Metrics(Collector):
         for times in (self._translations, self._acceptances, self._attempts):
             yield times.family()
 
+    def tally(self) -> Tally:
+        """Return what alerts are judged by, as of now."""
+        events: dict[str, tuple[int, int]] = {}
+        for (source, _, _, unlinked), number in self._events.values.items():
+            before, linked = events.get(source, (0, 0))
+            events[source] = before + number, linked + (0 if unlinked else number)
+        verified: dict[str, int] = {}
+        for (source, _), number in self._verified.values.items():
+            verified[source] = verified.get(source, 0) + number
+        return Tally(
+            dead={name: number for (name, outcome), number in self._deliveries.values.items() if outcome == "dead"},
+            events=events,
+            forged={name: number for (name, why), number in self._failures.values.items() if why == "mismatch"},
+            verified=verified,
+        )
+
     # What intake tells
 
     def verified(self, source: Source, secret: int) -> None:
@@ -218,11 +251,14 @@ class Metrics(Collector):
         outcome = "duplicate" if receipt.duplicate else "accepted"
         self._webhooks.add(name, self.type_label(webhook.type, source), outcome)
         self._acceptances.add(took, name)
-        if receipt.duplicate:
-            return
+        if not receipt.duplicate:
+            self.made(source, kept, events)
+
+    def made(self, source: Source, kept: Acceptance, events: Sequence[Event]) -> None:
+        """Count a webhook's events, and what is skipped of them."""
         for event in events:
             by = event.visitor.linked_by if event.visitor else None
-            self._events.add(name, event.rule, by or "", event.unlinked or "")
+            self._events.add(source.name, event.rule, by or "", event.unlinked or "")
         for each in kept.events:
             for delivery in each.deliveries:
                 if delivery.skip is not None:
@@ -391,7 +427,7 @@ def metrics_route(*collectors: Collector) -> HTTPRouteHandler:
 LOGGED = frozenset(
     {
         # what it is about, and the ids to search by
-        *("destination", "destinations", "event_id", "rule", "source", "sources", "type"),
+        *("address", "destination", "destinations", "event_id", "rule", "source", "sources", "type"),
         *("webhook", "webhook_id", "webhooks"),
         # what happened
         *(
@@ -415,6 +451,8 @@ LOGGED = frozenset(
 """The keys that a line of the log may have: ids, names, and words of our own."""
 LONGEST, LONGEST_TRACEBACK = 500, 20_000
 """Characters that are kept of a text."""
+MOST_TOLD = 20
+"""Exceptions that a traceback tells of: what led to what, and the members of groups."""
 
 _ABOUT: ContextVar[Mapping[str, object]] = ContextVar("about", default={})  # noqa: B039 -- a Mapping: never changed
 _ADDRESS = re.compile(r"[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+")
@@ -460,9 +498,62 @@ def _plain(value: object) -> object:
             return f"<{type(value).__name__}>"
 
 
+def told_exception(exc_info: structlog.typing.ExcInfo) -> str:
+    """Return where an exception comes from, and of what type it is, with all that led to it, the cause first.
+
+    Never the variables of its frames. Its words only if it is one of ours, which are written for the log: those of
+    others quote what they met, bodies and addresses with their secrets included.
+    """
+    return "".join(_told(exc_info[1], set()))
+
+
+def _told(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None and id(before) not in seen and len(seen) < MOST_TOLD:
+        yield from _told(before, seen)
+        yield "\nand then\n\n"
+    yield from traceback.format_tb(error.__traceback__)
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    yield f"{name}{_words(error)}\n"
+    if isinstance(error, BaseExceptionGroup):
+        for number, each in enumerate(error.exceptions):
+            if id(each) not in seen and len(seen) < MOST_TOLD:
+                yield f"\n{number + 1} of {len(error.exceptions)}:\n"
+                yield from _told(each, seen)
+
+
+def _words(error: BaseException) -> str:
+    if type(error).__module__.partition(".")[0] == "gateway":
+        return f": {error}"
+    if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno:  # else it is no errno
+        return f": {os.strerror(error.errno)}"
+    name = getattr(error, "sqlite_errorname", None)
+    return f": {name}" if isinstance(name, str) else ""
+
+
+_QUOTED = re.compile(r"[\n<('\"{`]")
+
+
+def _librarys_words(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Of a library's line keep its own words and numbers: up to where it begins to quote, and texts masked before."""
+    said, given = line["_record"].msg, line.pop("positional_args", ())
+    if isinstance(said, BaseException):  # uvicorn's way to say that a port is taken
+        line["event"] = f"{type(said).__name__}{_words(said)}"
+        return line
+    text = str(said)
+    if isinstance(given, tuple) and given:
+        try:
+            text %= tuple(each if isinstance(each, int | float) else "***" for each in given)
+        except (TypeError, ValueError):  # `%d` of what is no number, or too few of them: the words alone
+            text = str(said)
+    line["event"] = _QUOTED.split(text, maxsplit=1)[0].strip()
+    return line
+
+
 def configure_logs(*, json: bool, quiet: bool = False) -> None:
     """Write the process's log to stderr, as JSON for machines or as lines for people; `quiet` leaves only errors."""
-    # Tracebacks without the frames' variables, here and below: those hold payloads.
     render: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if json
@@ -473,7 +564,7 @@ def configure_logs(*, json: bool, quiet: bool = False) -> None:
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(told_exception),
         keep_private,
     ]
     level = logging.ERROR if quiet else logging.INFO
@@ -483,15 +574,20 @@ def configure_logs(*, json: bool, quiet: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    for chatty in ("httpx", "httpcore"):  # they tell URLs, secrets included, to whoever listens to more than warnings
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # What libraries say: nobody takes it from them, so it comes here, from warnings on.
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(
             structlog.stdlib.ProcessorFormatter(
                 foreign_pre_chain=[
                     structlog.stdlib.add_logger_name,
+                    _librarys_words,
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     *processors,
                 ],
                 processors=[render],
+                use_get_message=False,
+                pass_foreign_args=True,
             )
         )

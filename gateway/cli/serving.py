@@ -4,12 +4,15 @@ import asyncio
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from gateway.cli.inputs import current_settings
 from gateway.cli.outputs import fail
+
+if TYPE_CHECKING:
+    from gateway.sealing import Secret
 
 
 @click.command()
@@ -73,7 +76,8 @@ def _serve(host: str, port: int, *, watch: bool, receive: bool = True, deliver: 
     settings = current_settings()
     configure_logs(json=not sys.stderr.isatty())
     try:
-        app = create_app(settings, receive=receive, deliver=deliver, watch=watch)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app = create_app(settings, receive=receive, deliver=deliver, watch=watch, address=address)
         asyncio.run(_match(settings))
     except MappingErrors as errors:
         fail(str(errors))
@@ -89,14 +93,31 @@ def _serve(host: str, port: int, *, watch: bool, receive: bool = True, deliver: 
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--alert", is_flag=True, help="Only send a test message to GATEWAY_ALERT_WEBHOOK.")
+def doctor(alert: bool) -> None:
     """Say what is wrong with the settings, the mappings and the store, or may be some day. Exits 1 if something is."""
     from gateway.doctor import examine
 
-    findings = asyncio.run(examine(current_settings()))
+    settings = current_settings()
+    if alert:
+        _try_alert(settings.alert_webhook)
+        return
+    findings = asyncio.run(examine(settings))
     for each in findings:
         click.echo(f"{'ok' if each.well else '!!'}    {each.about}: {each.told}")
     sys.exit(0 if all(each.well for each in findings) else 1)
+
+
+def _try_alert(webhook: "Secret") -> None:
+    import socket
+
+    from gateway.alerts import try_out
+
+    if not webhook:
+        fail("error: GATEWAY_ALERT_WEBHOOK is not set: it is the https://… that your chat gives you", 2)
+    if failure := asyncio.run(try_out(webhook, socket.gethostname())):
+        fail(f"error: the message was not taken: {failure}")
+    click.echo("sent: look whether it is there")
 
 
 @click.group()

@@ -301,6 +301,17 @@ class RedisStore:
         )
         return sum(held)
 
+    async def take_turn(self, name: str, lasts: int) -> bool:
+        """Take a name for that many ms, for all that share this store; False when somebody has it.
+
+        Raises `StoreUnavailable`; the name may have been taken then.
+        """
+        key = self._tags[0] + b":turn:" + blake2b(name.encode(), digest_size=16).digest()
+        try:
+            return bool(await self._calls.client.set(key, b"", nx=True, px=lasts))
+        except (failures.RedisError, failures.RedisClusterException, OSError, TimeoutError) as error:
+            raise self._calls.unavailable(error) from error
+
     # Links
 
     async def link(self, parts: Sequence[LinkPart], now: int) -> frozenset[str]:

@@ -11,13 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import httpx
+import pytest
+from structlog.testing import capture_logs
 
 import gateway
+from gateway.app import create_app
 from gateway.mappings import bundled
-from gateway.telemetry import LOGGED, LONGEST, about, keep_private
+from gateway.server import running
+from gateway.settings import load_settings
+from gateway.telemetry import LOGGED, LONGEST, MOST_TOLD, about, keep_private, told_exception
 from tests.promises.collector import Collector
 from tests.promises.served import Served, payment
 
@@ -120,16 +126,125 @@ def test_one_id_and_one_number_lead_from_a_webhook_to_each_of_its_tries(
     assert [each["event"] for each in about_it] == ["rule_failed", "delivery_failed", "delivery_dead"]
     assert [each["webhook"] for each in about_it] == [served.rows("SELECT webhook FROM webhook")[0][0]] * 3
     assert len({each["event_id"] for each in about_it[1:]}) == 1
-    assert [each["event"] for each in lines if each not in about_it] == ["started", "webhook_refused", "stopped"]
+    others = [each["event"] for each in lines if each not in about_it]
+    # The files that nothing is set up for are read beside the start, whenever that is done.
+    assert [each for each in others if each != "mappings_in_force"] == ["started", "webhook_refused", "stopped"]
     assert [each for each in lines if "left_out" in each] == []
 
 
 def test_what_a_library_logs_comes_as_a_line_like_any_other() -> None:
-    code = (
-        "import logging; from gateway.telemetry import configure_logs; configure_logs(json=True)\n"
-        "logging.getLogger('some.library').info('unheard')\n"
-        "logging.getLogger('some.library').error('no answer for %s', 'ada@example.com')"
-    )
+    (told,) = logged_by("""
+        logging.getLogger('some.library').info('unheard')
+        logging.getLogger('some.library').error('no answer for %s within %d s', 'ada', 5)
+    """)
+    assert (told["event"], told["level"], told["logger"]) == ("no answer for *** within 5 s", "error", "some.library")
+
+
+def logged_by(code: str) -> list[dict[str, Any]]:
+    """Return the lines that a process logs that has our log and runs this code."""
+    code = f"import logging; from gateway.telemetry import configure_logs\nconfigure_logs(json=True)\n{dedent(code)}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    (told,) = [json.loads(each) for each in done.stderr.splitlines()]
-    assert (told["event"], told["level"], told["logger"]) == ("no answer for ***", "error", "some.library")
+    assert not done.stdout
+    return [json.loads(each) for each in done.stderr.splitlines()]
+
+
+def test_a_library_cannot_quote_what_it_met() -> None:
+    lines = logged_by("""
+        log = logging.getLogger('uvicorn.error')
+        log.error('Exception in ASGI application\\n', exc_info=ValueError('ada'))
+        log.error(f"Exception in callback on('ada')")
+        log.error('%d of %s', 'ada', 'ada')
+        log.error(OSError(98, 'address already in use: ada'))
+        log.error('as said: %(who)s', {'who': 'ada'})
+    """)
+    assert [line["event"] for line in lines] == [
+        "Exception in ASGI application",
+        "Exception in callback on",
+        "%d of %s",
+        "OSError: Address already in use",
+        "as said: %",
+    ]
+    assert lines[0]["exception"] == "ValueError\n"
+    assert "ada" not in str(lines)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_loop_that_meets_a_failure_does_not_quote_it(loop: str) -> None:
+    lines = logged_by(f"""
+        import gc, {loop}
+        from asyncio import create_task, get_running_loop, sleep
+        async def fail(who):
+            raise ValueError(who)
+        def called(who):
+            raise ValueError(who)
+        async def run():
+            task = create_task(fail(chr(97) + 'da'), name='ada')
+            get_running_loop().call_soon(called, 'ada')
+            while not task.done():
+                await sleep(0)
+            del task
+            gc.collect()
+        {loop}.run(run())
+    """)
+    assert {line["event"][:21] for line in lines} == {"Exception in callback", "Task exception was ne"}
+    assert all("in fail" in line["exception"] or "in called" in line["exception"] for line in lines)
+    assert "ada" not in str(lines)
+
+
+def test_urls_that_a_client_tells_are_not_heard_by_any_handler() -> None:
+    lines = logged_by("""
+        import httpx, sys
+        class Loud(logging.Handler):
+            def emit(self, record):
+                print(record.getMessage())
+        logging.getLogger().addHandler(Loud())
+        logging.getLogger().setLevel(logging.DEBUG)
+        with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+            client.get('http://collector/?api_secret=s3cr3t')
+    """)
+    assert lines == []
+
+
+class OwnFailureTold(Exception):
+    """Stands for one of the gateway's."""
+
+
+OwnFailureTold.__module__ = "gateway.tests"
+
+
+def traceback_of(error: BaseException) -> str:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    return told_exception((type(error), error, error.__traceback__))
+
+
+def test_an_exception_is_told_by_its_type_and_place_with_words_only_of_our_own() -> None:
+    private = "ada" + "lovelace"
+    cause = ValueError(private)
+    cause.add_note(private)
+    error = KeyError(private)
+    error.__cause__ = cause
+    group = ExceptionGroup(private, [error, OwnFailureTold("the store is away"), OSError(28, private)])
+    text = traceback_of(group)
+    assert private not in text
+    for told in ("in fail", "ValueError\n", "KeyError\n", "OwnFailureTold: the store is away", "No space left"):
+        assert told in text
+
+
+def test_a_chain_of_exceptions_without_an_end_is_told_in_part() -> None:
+    first = last = ValueError()
+    for _ in range(5_000):
+        last.__context__ = last = ValueError()
+    last.__context__ = first
+    assert traceback_of(first).count("ValueError") == MOST_TOLD
+
+
+def test_the_start_names_the_address_and_only_sources_that_can_be_verified(served: Served) -> None:
+    app = create_app(load_settings(served.environment), deliver=False, address="http://[::1]:8080")
+    with capture_logs() as lines, running(app):
+        pass
+    (started,) = [line for line in lines if line["event"] == "started"]
+    assert (started["address"], started["sources"]) == ("http://[::1]:8080", ["stripe"])

@@ -1,5 +1,7 @@
 """What /metrics tells is what happened, under labels that no sender can choose."""
 
+import json
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,12 +23,12 @@ from gateway.settings import load_settings
 from gateway.signatures import VerifySpec, compile_verification, sign
 from gateway.store.redis import RedisStore
 from gateway.store.sqlite import SqliteStore
-from gateway.telemetry import Metrics, StoreView
+from gateway.telemetry import Metrics, StoreView, Tally
 from tests.promises.collector import Collector
 from tests.promises.served import SECRET, Served, document_of, encoded, payment
 from tests.stores.harness import FINGERPRINT, HARNESSES
 from tests.stores.reports import DAY, MINUTE, NOW, event, simple, webhook
-from tests.stores.servers import shared
+from tests.stores.servers import Server, shared
 
 TOKEN = "admin token of the tests 0123456789"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -256,9 +259,10 @@ async def test_several_partitions_have_one_backlog(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_what_a_store_held_is_not_shown_while_it_is_away(tmp_path: Path) -> None:
+async def test_what_a_store_held_is_not_shown_while_it_is_away() -> None:
     mappings = load_mappings(bundled(), {"WEBHOOK_URL": "http://sink", "WEBHOOK_SECRET": "whsec_c2VjcmV0"}.get)
-    store = SqliteStore.open(tmp_path / "store/gateway.db", FINGERPRINT)
+    server = Server().start()
+    store = await RedisStore.open(server.url, FINGERPRINT)
     view = StoreView(store, lambda: mappings, lambda: False, dict, lambda: NOW)
     try:
         await store.accept(simple("a"))
@@ -266,13 +270,14 @@ async def test_what_a_store_held_is_not_shown_while_it_is_away(tmp_path: Path) -
         await view.look_at_counts()
         assert shown(view)["gateway_queue_deliveries"] > 0
         assert shown(view)["gateway_store_seen"] == 1
-        shutil.rmtree(tmp_path / "store")
+        server.kill()
         await view.look_at_backlog()
         await view.look_at_counts()
         gone = ("gateway_store_seen", "gateway_queue_deliveries", "gateway_stored_deliveries")
         assert [shown(view)[name] for name in gone] == [0, 0, 0]
     finally:
         await store.close()
+        server.remove()
 
 
 def shown(view: StoreView) -> dict[str, float]:
@@ -338,3 +343,95 @@ def test_a_status_that_no_collector_should_send_makes_no_label() -> None:
         if sample.name == "gateway_attempt_seconds_count"
     }
     assert found == {"none": 1, "2xx": 2, "other": 2}
+
+
+# What promtool would say
+
+
+def test_every_metric_is_told_explained_and_named_as_prometheus_wants_it(served: Served) -> None:
+    with scraped(served):
+        assert served.post(payment(1)).is_success
+        assert served.post(payment(1), {"stripe-signature": "x"}).status_code == 401
+        wait_for(served, "gateway_queue_deliveries", bool)
+        text = scrape(served)
+    families = list(text_string_to_metric_families(text))
+    assert len(families) == len({family.name for family in families}) > 20
+    for family in families:
+        assert family.documentation, family.name
+        assert family.type in {"counter", "gauge", "histogram", "info"}, family.name
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name), family.name
+        assert not re.search(r"_(total|count|sum|bucket|milliseconds|ms|minutes)$", family.name), family.name
+        if family.name.startswith("gateway_"):
+            assert family.documentation.endswith("."), family.name
+    for name in re.findall(r"^# TYPE (\S+) counter$", text, re.MULTILINE):
+        assert name.endswith("_total")
+
+
+def test_no_series_is_told_twice_and_each_histogram_adds_up(served: Served) -> None:
+    with scraped(served):
+        for number in range(3):
+            assert served.post(payment(number)).is_success
+        text = scrape(served)
+    samples = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(samples) == len(set(samples))
+    found = read(text)
+    buckets = [value for key, value in found.items() if key.startswith("gateway_accept_seconds_bucket{")]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == found["gateway_accept_seconds_bucket{le=+Inf,source=stripe}"] == 3
+
+
+def test_a_rule_of_any_name_leaves_the_scrape_readable(served: Served, tmp_path: Path) -> None:
+    for kept in ("sources/stripe.yaml", "destinations/webhook.yaml"):
+        (tmp_path / "mappings" / kept).parent.mkdir(parents=True)
+        shutil.copy(bundled() / kept, tmp_path / "mappings" / kept)
+    name = 'a "quoted"\\\n# TYPE nonsense'
+    file = tmp_path / "mappings/sources/stripe.yaml"
+    file.write_text(file.read_text() + f"  - {{on: any.*, emit: anything, name: {json.dumps(name)}}}\n")
+    with scraped(served, GATEWAY_MAPPINGS=str(tmp_path / "mappings")):
+        assert served.post(of_type("any.one", 1)).is_success
+        rules = {
+            sample.labels["rule"]
+            for family in text_string_to_metric_families(scrape(served))
+            for sample in family.samples
+            if sample.name == "gateway_events_total"
+        }
+    assert name in rules
+
+
+def test_whatever_a_signed_sender_chooses_the_series_stay_as_many(served: Served) -> None:
+    with scraped(served):
+        for number in range(2):
+            assert served.post(chosen(number)).is_success
+        before = sum(len(series(served, name)) for name in LABELLED)
+        assert before >= len(LABELLED)
+        for number in range(2, 12):
+            assert served.post(chosen(number)).is_success
+        assert sum(len(series(served, name)) for name in LABELLED) == before
+
+
+LABELLED = (
+    "gateway_webhooks_total",
+    "gateway_events_total",
+    "gateway_verified_total",
+    "gateway_accept_seconds_count",
+)
+
+
+def chosen(number: int) -> bytes:
+    """Return a payment with something of its own wherever a sender may write something."""
+    document = msgspec.json.decode(payment(number))
+    session = document["data"]["object"]
+    session["client_reference_id"] = session["customer"] = f"chosen_{number}"
+    session["metadata"] |= {f"key_{number}": "x", "user_id": f"user_{number}"}
+    session["currency"] = ("usd", "eur", "sek")[number % 3]
+    return encoded(document | {"account": f"acct_{number}", "api_version": f"v{number}"})
+
+
+def test_a_tally_counts_what_alerts_are_judged_by() -> None:
+    metrics = Metrics()
+    stripe = load_mappings(bundled(), {"STRIPE_WEBHOOK_SECRET": "whsec_a,whsec_b"}.get).sources["stripe"]
+    metrics.verified(stripe, 1)
+    metrics.verified(stripe, 0)
+    for reason in ("mismatch", "mismatch", "missing_signature"):
+        metrics.refused("stripe", reason)
+    assert metrics.tally() == Tally(verified={"stripe": 2}, forged={"stripe": 2})

@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from gateway.events import Webhook
+from gateway.expressions import EvaluationError
 from gateway.identity import PiiGuard
+from gateway.sources import Source, scope_of
 
 MASK = "***"
 MAX_SHOWN = 2_000
@@ -38,6 +41,20 @@ _PRIVATE_WORD = re.compile(
     r"|message|mobile|notes?|number|person|postal|postcode|province|referr?er|region|sha256|signature|state|subject"
     r"|surname|tax|text|tel|title|town|uri|url|user|vat|zip"
 )
+_OF_MONEY = {
+    "amount",
+    "cost",
+    "current",
+    "discount",
+    "estimated",
+    "price",
+    "rate",
+    "shipping",
+    "subtotal",
+    "tax",
+    "total",
+}
+"""Words of which a name of an amount consists, such as `total_tax`, that alone or with others would be private."""
 _PARTS_OF_NAMES = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*|[0-9]+")
 _ID = re.compile(
     r"[a-z]{1,14}_(?=[A-Za-z0-9_]*[0-9A-Z])[A-Za-z0-9_]{1,100}"  # evt_1Ab
@@ -117,8 +134,20 @@ def _words(name: str) -> frozenset[str]:
 
 @lru_cache(4_096)
 def _is_private(name: str) -> bool:
-    lower = name[:100].lower()
-    return any(part in lower for part in _PRIVATE_PARTS) or any(map(_PRIVATE_WORD.fullmatch, _words(name)))
+    lower, words = name[:100].lower(), _words(name)
+    if words <= _OF_MONEY and len(words) > 1:
+        return False
+    return any(part in lower for part in _PRIVATE_PARTS) or any(map(_PRIVATE_WORD.fullmatch, words))
+
+
+def guard_of(webhook: Webhook, source: Source) -> PiiGuard:
+    """Return what finds the person that a webhook speaks of in texts; nobody, when its mapping fails to say who."""
+    try:
+        person = source.person(webhook.document, scope_of(webhook, source))
+    except EvaluationError:
+        return PiiGuard({})
+    identity = person.get("identity") if isinstance(person, dict) else None
+    return PiiGuard({name: text for name, text in (identity or {}).items() if isinstance(text, str)})
 
 
 _HEADERS = re.compile(r"content-(?:type|length)|x-[a-z\-]*(?:topic|event|webhook-id|event-id|version|triggered-at)")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from litestar import Litestar
 from litestar.types import ASGIApp
 
 START_WITHIN = 20.0
@@ -16,12 +17,22 @@ DRAIN = 15
 """Seconds that requests under way get when the process is told to stop."""
 
 
+class _Server(uvicorn.Server):
+    """Tells the app to end what is open for as long as somebody listens, before it waits for answers under way."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop."""
+        if isinstance(self.config.app, Litestar):
+            self.config.app.state["stopping"] = True
+        await super().shutdown(sockets)
+
+
 def server(app: ASGIApp, host: str, port: int, trusted_proxies: str = "") -> uvicorn.Server:
     """Return a server for the app; its `run` returns after a clean stop on SIGTERM or SIGINT.
 
     `trusted_proxies` are the addresses or networks, comma-separated, whose X-Forwarded-For is believed.
     """
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host,

@@ -117,6 +117,7 @@ def _document(router: Router) -> dict[str, Any]:
             render_plugins=[JsonRenderPlugin()],
             components=Components(security_schemes={"operator": SecurityScheme("http", scheme="bearer")}),
         ),
+        logging_config=None,  # else it would turn on others' logs, which tell addresses with secrets in them
     )
     return described.openapi_schema.to_schema()
 

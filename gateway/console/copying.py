@@ -7,12 +7,11 @@ from io import StringIO
 import msgspec
 from ruamel.yaml import YAML
 
-from gateway.console.playground import guard_of
 from gateway.dry_run import shown
 from gateway.identity import PiiGuard
 from gateway.intake import KeptRequest
 from gateway.mappings import Mappings
-from gateway.masking import FOLD, MASK, Folded, masked_headers
+from gateway.masking import FOLD, MASK, Folded, guard_of, masked_headers
 from gateway.sources import MalformedWebhook, Source, read_verified
 from gateway.translate import Translation, translate
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from gateway.deliveries import Accounted, Backlog, Counts, FoundWebhook, Wanted
+from gateway.deliveries import Accounted, Backlog, Counts, FoundWebhook, State, Wanted
 from gateway.events import decode_event
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer, SealError
@@ -30,11 +31,16 @@ SHARE = 20
 
 
 class Minute(Struct, frozen=True):
-    """One minute of the chart. `at` is when it began, in ms."""
+    """One minute of the charts: what came in it, and what has become of that by now. `at` is when it began, in ms."""
 
     at: int
     webhooks: int
-    deliveries: int
+    states: Mapping[State, int]
+
+    @property
+    def deliveries(self) -> int:
+        """How many deliveries were made of what came."""
+        return sum(self.states.values())
 
 
 class Destination(Struct, frozen=True):
@@ -64,10 +70,11 @@ class Overview(Struct, frozen=True):
 
 
 class Kept(Generic[T]):
-    """Something that is costly to count, counted once for all who look at about the same time."""
+    """Something that is costly to count, counted once for all who look within `lasts` seconds."""
 
-    def __init__(self, count: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, count: Callable[[], Awaitable[T]], lasts: float = KEPT) -> None:
         self._count = count
+        self._lasts = lasts
         self._value: T | None = None
         self._until = 0.0
         self._lock = asyncio.Lock()
@@ -79,7 +86,7 @@ class Kept(Generic[T]):
                 began = time.monotonic()
                 self._value = await self._count()
                 ended = time.monotonic()
-                self._until = ended + max(KEPT, (ended - began) * SHARE)
+                self._until = ended + max(self._lasts, (ended - began) * SHARE)
             return self._value
 
 
@@ -92,18 +99,18 @@ async def overview(
     if cut:  # the minute in which counting stopped is not whole
         began = min(found[-1].webhook.received_at // MINUTE * MINUTE + MINUTE, now - now % MINUTE)
     counted = [each for each in found if each.webhook.received_at >= began]
-    webhooks, deliveries = [0] * MINUTES, [0] * MINUTES
+    webhooks, states = [0] * MINUTES, [Counter[State]() for _ in range(MINUTES)]
     first = now - now % MINUTE - (MINUTES - 1) * MINUTE
     for each in counted:
         place = min((each.webhook.received_at - first) // MINUTE, MINUTES - 1)  # clocks of gateways differ a little
         webhooks[place] += 1
-        deliveries[place] += sum(each.states.values())
+        states[place].update(each.states)
     events, stitched = await _stitched(store, sealer, [each.webhook.received_at for each in counted[:MAX_OPENED]])
     destinations = _destinations(await store.counts(), await store.backlog(now), mappings, breakers, now)
     return Overview(
-        minutes=tuple(Minute(first + each * MINUTE, webhooks[each], deliveries[each]) for each in range(MINUTES)),
+        minutes=tuple(Minute(first + each * MINUTE, webhooks[each], states[each]) for each in range(MINUTES)),
         webhooks=sum(webhooks),
-        deliveries=sum(deliveries),
+        deliveries=sum(each.total() for each in states),
         cut=cut,
         events=events,
         stitched=stitched,

@@ -7,7 +7,6 @@ without JavaScript; htmx and `console.js` only save clicks.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 import structlog
 from litestar import Litestar, Request, Response, asgi, get, post
 from litestar.datastructures import Cookie
+from litestar.datastructures import State as RequestState
 from litestar.enums import MediaType
 from litestar.exceptions import HTTPException, NotFoundException, PermissionDeniedException
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
@@ -25,40 +25,45 @@ from litestar.params import FromPath, Parameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
 from litestar.types import Receive, Scope, Send
 
-from gateway.archive import Archive, Missing, Refused, Unclear, WebhookLine, WebhookState, subjects_of
+from gateway.archive import Archive, Missing, Refused, Unclear, WebhookState, subjects_of
+from gateway.archive.showing import guard_for
 from gateway.checking import types_of
 from gateway.clock import now_ms
 from gateway.console.access import Operators
 from gateway.console.api import MAX_NUMBER
+from gateway.console.charts import charts
 from gateway.console.copying import as_test
 from gateway.console.frame import FOREVER, Pages, framed, static_files
 from gateway.console.overview import Kept, Overview, overview
-from gateway.console.playground import MAX_TEXT, guard_of, mapping_text, request_shown, tried
+from gateway.console.playground import MAX_TEXT, mapping_text, request_shown, tried
 from gateway.console.session import LASTS, Session, Sessions
+from gateway.console.tail import ROWS, Tail
+from gateway.console.words import Words, words
 from gateway.deliveries import State, StoredWebhook, StoreUnavailable, Wanted, WantedDeliveries
 from gateway.destinations import iso
 from gateway.documents import MappingErrors
 from gateway.events import decode_event
 from gateway.explain import explain
-from gateway.identity import PiiGuard, normalise_subject
+from gateway.identity import normalise_subject
 from gateway.intake import KeptRequest, kept_request
 from gateway.mappings import sample, sample_headers, samples
+from gateway.masking import Folded
 from gateway.pacing import client_of
 from gateway.reloading import MappingsInForce
 from gateway.sealing import Sealer
-from gateway.sources import MalformedWebhook, read_verified
+from gateway.sources import MalformedWebhook, Source
 from gateway.store.opening import Store
 
 COOKIE = "gateway_console"
+MAX_FORM = 16_384
+"""Bytes of a form."""
 MAX_REQUEST = 4 * MAX_TEXT
+"""Bytes of a form with a mapping in it."""
 PAGE = 50
 STEP = 100
 """Dead deliveries that one step of a retry starts again: between two of them progress is shown, and may be stopped."""
-TAIL = 15
-LOOK_EVERY = 1.0
-STREAM_LASTS = 5.0
-"""Seconds after which the live tail is closed, for the browser to open it anew: open ones hold up a clean stop."""
-MAX_STREAMS = 20
+RECONNECT = 2_000
+"""After how many ms a browser whose live tail was cut asks again."""
 MAX_VALUE = 512
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
@@ -69,7 +74,7 @@ _ASKED = ("id", "source", "type", "state", "since", "until", "who")
 _WHO = re.compile(r"([A-Za-z0-9_]{1,64}):([0-9a-f]{32})")
 
 Number = Annotated[int, Parameter(ge=0, le=MAX_NUMBER)]
-AnyRequest = Request[object, object, object]  # type: ignore[type-var]
+AnyRequest = Request[object, object, RequestState]
 Page = Response[str]
 
 
@@ -102,7 +107,8 @@ def console_route(
             HTTPException: console.failed,
             Exception: console.failed,
         },
-        request_max_body_size=MAX_REQUEST,
+        before_request=console.look_up,
+        request_max_body_size=MAX_FORM,
         openapi_config=None,
         logging_config=None,
     )
@@ -110,6 +116,7 @@ def console_route(
 
     @asgi("/console", is_mount=True, copy_scope=True)
     async def console_pages(scope: Scope, receive: Receive, send: Send) -> None:
+        console.gateway = scope["litestar_app"].state  # the console is an application of its own, with another
         await inner(scope, receive, send)
 
     return console_pages
@@ -142,11 +149,12 @@ class _Console:
         self.static = static_files()
         self.pages = Pages(
             self.static,
-            {"time": _time, "clock": _clock, "ago": _ago, "lasting": _lasting, "many": _many, "json": _json},
+            {"time": _time, "clock": _clock, "lasting": _lasting, "many": _many, "money": _money, "json": _json},
         )
         self.numbers: Kept[Overview] = Kept(self._numbers)
         self.trying = asyncio.Lock()
-        self.streams = 0
+        self.tail = Tail(archive, clock)
+        self.gateway = RequestState()
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """Return all routes, below /console."""
@@ -163,11 +171,16 @@ class _Console:
 
     # who asks
 
+    async def look_up(self, request: AnyRequest) -> None:
+        """Find out who is signed in, before a page is made. Raises `StoreUnavailable`."""
+        request.state["session"] = await self.sessions.current(self.store, request.cookies.get(COOKIE))
+
     def session(self, request: AnyRequest) -> Session:
         """Return who is signed in. Raises `SignedOut`."""
-        session = self.sessions.session(request.cookies.get(COOKIE))
+        session = request.state.get("session")
         if session is None:
             raise SignedOut
+        assert isinstance(session, Session)  # noqa: S101
         return session
 
     async def form(self, request: AnyRequest) -> dict[str, str]:
@@ -220,7 +233,7 @@ class _Console:
                 _LOG.error("request_failed", path=f"/console{request.scope['path']}", exc_info=error)
                 status, told = HTTPStatus.INTERNAL_SERVER_ERROR, "this is a defect of the gateway: its log says more"
         template = "failed-part.html" if _by_htmx(request) else "failed.html"
-        session = self.sessions.session(request.cookies.get(COOKIE))
+        session = request.state.get("session") or self.sessions.opened(request.cookies.get(COOKIE))
         answer = self.pages.page(
             template,
             status=status,
@@ -271,7 +284,8 @@ class _Console:
         @post("/sign-out")
         async def sign_out(request: AnyRequest) -> Page:
             await self.form(request)
-            self.sessions.sign_out(self.session(request))
+            await self.sessions.sign_out(self.store, self.session(request))
+            self.operators.did("sign_out", 1)
             return _see("/console/sign-in", _cookie("", request, 0))
 
         return [static, sign_in_page, sign_in, sign_out]
@@ -285,47 +299,44 @@ class _Console:
         @get("/")
         async def first(request: AnyRequest) -> Page:
             self.session(request)
-            newest = await self.archive.webhooks(Wanted(), None, TAIL)
-            last = newest.webhooks[0].webhook if newest.webhooks else 0
-            chart = _chart(await self.numbers.get())
-            return self.show(request, "overview.html", **chart, webhooks=newest.webhooks, last=last)
+            numbers = await self.numbers.get()
+            newest = await self.tail.newest()
+            return self.show(
+                request, "overview.html", numbers=numbers, charts=charts(numbers.minutes), webhooks=newest, rows=ROWS
+            )
 
         @get("/numbers")
         async def numbers(request: AnyRequest) -> Page:
             self.session(request)
-            return self.show(request, "numbers.html", **_chart(await self.numbers.get()))
+            numbers = await self.numbers.get()
+            return self.show(request, "numbers.html", numbers=numbers, charts=charts(numbers.minutes))
 
         @get("/tail")
         async def tail(request: AnyRequest) -> ServerSentEvent | Response[str]:
             self.session(request)
-            if self.streams >= MAX_STREAMS:
+            if self.tail.is_full:
                 return Response("", status_code=HTTPStatus.NO_CONTENT)  # a browser asks no more after this answer
-            after = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-            return ServerSentEvent(self._tail(int(after) if re.fullmatch("[0-9]{1,15}", after) else 0))
+            # Without these, a proxy may keep what it is told until there is more.
+            headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+            return ServerSentEvent(self._told(request), headers=headers)
 
         return [first, numbers, tail]
 
-    async def _tail(self, seen: int) -> AsyncIterator[ServerSentEventMessage]:
-        self.streams += 1
-        try:
-            ends = asyncio.get_running_loop().time() + STREAM_LASTS
-            yield ServerSentEventMessage(event="open", data="", id=str(seen), retry=500)
-            while asyncio.get_running_loop().time() < ends:
-                for each in await self._newer(seen):
-                    seen = each.webhook
-                    row = " ".join(self.pages.text("row.html", {"each": each, "fresh": True}).split())
-                    yield ServerSentEventMessage(event="webhook", data=row, id=str(seen))
-                await asyncio.sleep(LOOK_EVERY)
-        finally:
-            self.streams -= 1
+    async def _told(self, request: AnyRequest) -> AsyncIterator[ServerSentEventMessage]:
+        async def is_open() -> bool:
+            if self.gateway.get("stopping"):
+                return False
+            try:
+                return await self.sessions.current(self.store, request.cookies.get(COOKIE)) is not None
+            except StoreUnavailable:
+                return True
 
-    async def _newer(self, seen: int) -> Sequence[WebhookLine]:
-        """Return webhooks that came after one, the oldest first; of many only the newest."""
-        try:
-            page = await self.archive.webhooks(Wanted(), None, TAIL)
-        except StoreUnavailable:
-            return []
-        return [each for each in reversed(page.webhooks) if each.webhook > seen]
+        async for each in self.tail.listen(is_open):
+            if each is None:
+                yield ServerSentEventMessage(event="alive", data="", retry=RECONNECT)
+                continue
+            row = " ".join(self.pages.text("row.html", {"each": each, "fresh": True}).split())
+            yield ServerSentEventMessage(event="webhook", data=row)
 
     # webhooks
 
@@ -393,7 +404,9 @@ class _Console:
         async def webhook(request: AnyRequest, number: FromPath[Number]) -> Page:
             self.session(request)
             way = await self.archive.webhook(number)
-            return self.show(request, "webhook.html", way=way, known=way.source in self.mappings().sources)
+            known = way.source in self.mappings().sources
+            resting = {name for name, is_open in self.breakers().items() if is_open}
+            return self.show(request, "webhook.html", way=way, known=known, resting=resting, now=iso(self.clock()))
 
         @get("/webhooks/{number:int}/explained")
         async def explained(request: AnyRequest, number: FromPath[Number]) -> Page:
@@ -464,10 +477,7 @@ class _Console:
         """Return what each delivery of a webhook would send now."""
         now = self.mappings()
         stored, kept = await self._kept(number)
-        guard = PiiGuard({})
-        if (source := now.sources.get(stored.source)) is not None:
-            with suppress(MalformedWebhook):  # under the mapping of today
-                guard = guard_of(read_verified(kept.headers, kept.body, source, stored.received_at), source)
+        guard = guard_for(now.sources.get(stored.source), kept, stored.received_at)
         found = []
         for each in await self.store.deliveries(number):
             destination = now.destinations.get(each.destination) or now.off.get(each.destination)
@@ -625,37 +635,52 @@ class _Console:
             text = await asyncio.to_thread(mapping_text, self.folder, source)
             return await self._tried(request, {**asked, "source": source, "mapping": text, "linked": "yes"})
 
-        @post("/playground")
+        @post("/playground", request_max_body_size=MAX_REQUEST)
         async def attempt(request: AnyRequest) -> Page:
             return await self._tried(request, await self.form(request))
 
-        return [playground, attempt]
+        @get("/playground/words")
+        async def complete(request: AnyRequest) -> Response[bytes]:
+            self.session(request)
+            asked = {name: value[:MAX_VALUE] for name, value in request.query_params.items()}
+            given = await self._request_of(asked)
+            source, private = self.mappings().sources[asked["source"]], bool(asked.get("webhook"))
+            found = await asyncio.to_thread(_words, given, source, private=private)
+            return Response(msgspec.json.encode(found), media_type=MediaType.JSON)
+
+        return [playground, attempt, complete]
+
+    async def _request_of(self, asked: Mapping[str, str]) -> KeptRequest:
+        """Return the stored webhook or the sample that somebody chose. Raises `Missing`, `Refused` and `Unclear`."""
+        source = asked.get("source", "")
+        if source not in self.mappings().sources:
+            raise Missing(f"there is no source `{source[:40]}`")
+        if number := asked.get("webhook"):
+            stored, kept = await self._kept(_webhook_number(number))
+            if stored.source != source:
+                raise Missing(f"webhook {stored.webhook} is none of {source}")
+            return kept
+        names = samples(self.folder, source)
+        chosen = asked.get("sample") or _first(names)
+        body = sample(self.folder, source, chosen) if chosen in names else None
+        if body is None:
+            raise Missing(f"there is no such sample of {source}")
+        try:
+            return KeptRequest(sample_headers(self.folder, source, chosen, body, self.clock() / 1000), body)
+        except MappingErrors as errors:
+            raise Refused(str(errors)) from None
 
     async def _tried(self, request: AnyRequest, form: Mapping[str, str]) -> Page:
         source, number = form.get("source", ""), form.get("webhook", "")
         now = self.mappings()
-        if source not in now.sources:
-            raise Missing(f"there is no source `{source[:40]}`")
+        given = await self._request_of(form)
+        if number and request.method == "GET":  # an expression may show any part of it
+            self.operators.did("playground", 1, webhook=int(number))
         names = samples(self.folder, source)
         chosen = form.get("sample") or _first(names)
-        headers: Mapping[str, str]
-        if number:
-            _, kept = await self._kept(_webhook_number(number))
-            headers, body = kept.headers, kept.body
-            if request.method == "GET":  # an expression may show any part of it
-                self.operators.did("playground", 1, webhook=int(number))
-        else:
-            found = sample(self.folder, source, chosen) if chosen in names else None
-            if found is None:
-                raise Missing(f"there is no such sample of {source}")
-            body = found
-            try:
-                headers = sample_headers(self.folder, source, chosen, body, self.clock() / 1000)
-            except MappingErrors as errors:
-                raise Refused(str(errors)) from None
         text, linked = form.get("mapping", ""), form.get("linked") == "yes"
         async with self.trying:  # one at a time: webhooks come first
-            result = await asyncio.to_thread(tried, text, headers, body, now, self.folder, linked=linked)
+            result = await asyncio.to_thread(tried, text, given.headers, given.body, now, self.folder, linked=linked)
         template = "tried-part.html" if _by_htmx(request) else "playground.html"
         return self.show(
             request,
@@ -668,7 +693,8 @@ class _Console:
             text=text,
             linked=linked,
             tried=result,
-            payload=None if number else body.decode("utf-8", "replace"),
+            about={"source": source, **({"webhook": number} if number else {"sample": chosen})},
+            payload=None if number else given.body.decode("utf-8", "replace"),
         )
 
 
@@ -738,40 +764,20 @@ def _first(samples: Sequence[str]) -> str:
     return next(named, next(iter(samples), ""))
 
 
+def _words(request: KeptRequest, source: Source, *, private: bool) -> Words:
+    """Return what the editor completes; of a stored webhook, with its person masked."""
+    try:
+        document: object = msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        document = None
+    return words(Folded(guard_for(source, request, 0)).masked(document) if private else document, types_of(source))
+
+
 def _people_first(subjects: Iterable[str]) -> list[str]:
     return sorted(subjects, key=lambda name: (name not in {"user", "email", "phone"}, name))
 
 
 # what templates show
-
-
-class _Bar(msgspec.Struct, frozen=True):
-    x: int
-    height: float
-    told: str
-
-
-CHART_HEIGHT = 100
-_BAR = 10
-
-
-def _chart(numbers: Overview) -> dict[str, object]:
-    """Return what the chart is drawn from: bars of webhooks, a line of deliveries, and the scale of both."""
-    top = max(1, *(max(each.webhooks, each.deliveries) for each in numbers.minutes))
-    scale = CHART_HEIGHT / top
-    bars = [
-        _Bar(
-            place * _BAR,
-            round(each.webhooks * scale, 1),
-            f"{_clock(each.at)}: {each.webhooks} webhooks, {each.deliveries} deliveries",
-        )
-        for place, each in enumerate(numbers.minutes)
-    ]
-    line = " ".join(
-        f"{place * _BAR + _BAR // 2},{CHART_HEIGHT - round(each.deliveries * scale, 1)}"
-        for place, each in enumerate(numbers.minutes)
-    )
-    return {"numbers": numbers, "bars": bars, "line": line, "top": top, "chart_height": CHART_HEIGHT}
 
 
 def _time(at: int | str) -> str:
@@ -792,12 +798,15 @@ def _lasting(ms: int) -> str:
     return f"{ms} ms"
 
 
-def _ago(at: str, now: int) -> str:
-    return _lasting(max(0, now - int(datetime.fromisoformat(at).timestamp() * 1000)))
-
-
 def _many(number: int) -> str:
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _money(amount: str) -> str:
+    """Return an amount in major units, with its thousands apart."""
+    whole, point, rest = amount.partition(".")
+    sign, digits = whole[: whole.startswith("-")], whole.lstrip("-")
+    return f"{sign}{_many(int(digits))}{point}{rest}" if digits.isdecimal() else amount
 
 
 def _json(value: object) -> str:

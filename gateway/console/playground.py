@@ -11,12 +11,11 @@ from gateway.checking import mistakes
 from gateway.destinations import Destination, Unrenderable
 from gateway.documents import MappingErrors, parse, yaml_files
 from gateway.dry_run import request_of, shown
-from gateway.events import Event, ProductIds, Visitor, Webhook
-from gateway.expressions import EvaluationError
+from gateway.events import Event, ProductIds, Visitor
 from gateway.identity import PiiGuard
 from gateway.mappings import Mappings, read_document
-from gateway.masking import guarded
-from gateway.sources import MalformedWebhook, Source, compile_source, read_verified, scope_of
+from gateway.masking import guard_of, guarded
+from gateway.sources import MalformedWebhook, compile_source, read_verified
 from gateway.translate import Translation, translate
 
 MAX_TEXT = 100_000
@@ -123,16 +122,6 @@ def request_shown(event: Event, destination: Destination, guard: PiiGuard, *, on
     except (msgspec.DecodeError, UnicodeDecodeError):
         lines.append(str(guarded(body.decode("utf-8", "replace"), guard)))
     return Sent(destination.name, on, event.name, "\n".join(lines), None)
-
-
-def guard_of(webhook: Webhook, source: Source) -> PiiGuard:
-    """Return what finds the person that a webhook speaks of in texts."""
-    try:
-        person = source.person(webhook.document, scope_of(webhook, source))
-    except EvaluationError:
-        return PiiGuard({})
-    identity = person.get("identity") if isinstance(person, dict) else None
-    return PiiGuard({name: text for name, text in (identity or {}).items() if isinstance(text, str)})
 
 
 def _mistakes(text: str, folder: Path) -> tuple[Mistake, ...]:

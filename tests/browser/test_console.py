@@ -178,6 +178,77 @@ def test_the_playground_follows_what_is_typed(open_console: Any) -> None:
     assert page.evaluate(chosen).strip() == "occurred_at: created ||"
 
 
+COMPLETED = [
+    ("source: stripe\n", "veri", "verify: "),
+    ("verify:\n  ", "sche", "scheme: "),
+    ("verify:\n  scheme: ", "stand", "standard-webhooks"),
+    ("rules:\n  - ", "em", "emit: "),
+    ("rules:\n  - on: x\n    emit: ", "purch", "purchase"),
+    ("rules:\n  - emit: purchase\n    on: ", "refund.cr", "refund.created"),
+    ("rules:\n  - on: x\n    properties:\n      value: ", "money_m", "money_minor("),
+    ("rules:\n  - on: x\n    properties:\n      value: ", "amount_tot", "data.object.amount_total"),
+]
+
+
+def test_the_editor_completes_keys_values_functions_and_paths(open_console: Any) -> None:
+    page = open_console()
+    page.goto("/console/playground?source=stripe&sample=checkout.session.completed")
+    expect(page.locator("#code")).to_have_attribute("data-ready", "yes", timeout=WITHIN)
+    editor = page.get_by_label("Mapping of stripe")
+    for before, typed, completed in COMPLETED:
+        editor.fill(before)
+        editor.press_sequentially(typed)
+        expect(page.locator("#offers")).to_be_visible(timeout=WITHIN)
+        editor.press("Enter")
+        expect(editor).to_have_value(before + completed, timeout=WITHIN)
+        expect(page.locator("#offers")).to_be_hidden()
+
+
+def test_completion_needs_no_mouse_and_keeps_nobody_out(open_console: Any) -> None:
+    page = open_console()
+    page.goto("/console/playground?source=stripe")
+    expect(page.locator("#code")).to_have_attribute("data-ready", "yes", timeout=WITHIN)
+    editor = page.get_by_label("Mapping of stripe")
+    editor.fill("")
+    editor.press("Control+ ")
+    editor.press("ArrowDown")
+    chosen = page.locator("#offers li[aria-selected=true]")
+    expect(chosen).to_have_count(1)
+    expect(editor).to_have_attribute("aria-activedescendant", str(chosen.get_attribute("id")))
+    assert faults(page) == []
+    editor.press("Escape")
+    expect(page.locator("#offers")).to_be_hidden()
+    editor.press("Tab")  # which leaves the editor, as in any form
+    expect(editor).not_to_be_focused()
+
+
+def test_nothing_that_is_offered_runs(open_console: Any, served: Served) -> None:
+    document = document_of("checkout.session.completed")
+    document["id"], document["data"]["object"]["id"] = f"evt_offer_{served.ahead}", "<img src=x onerror=alert(1)>"
+    assert served.post(encoded(document)).is_success
+    page = open_console()
+    page.goto(f"/console/webhooks?id={document['id']}")
+    page.locator("tbody a").first.click()
+    page.get_by_text("Open in the playground").click()
+    expect(page.locator("#code")).to_have_attribute("data-ready", "yes", timeout=WITHIN)
+    editor = page.get_by_label("Mapping of stripe")
+    editor.fill("webhook:\n  id: ")
+    editor.press_sequentially("data.obj")
+    offered = page.locator("#offers li")
+    expect(offered.first).to_contain_text("data.obj", timeout=WITHIN)
+    assert "<img" not in " ".join(offered.all_text_contents())  # what a person wrote is masked
+    assert page.locator("#offers img").count() == 0
+
+
+def test_a_mistake_stands_at_its_line(open_console: Any) -> None:
+    page = open_console()
+    page.goto("/console/playground?source=stripe")
+    editor = page.get_by_label("Mapping of stripe")
+    editor.fill("source: stripe\nrulez: []\n")
+    expect(page.locator(".lines i:nth-child(2)")).to_have_class("wrong", timeout=WITHIN)
+    assert page.locator(".lines i").count() == 3
+
+
 def test_the_playground_takes_another_sample(open_console: Any) -> None:
     page = open_console()
     page.goto("/console/playground?source=stripe")

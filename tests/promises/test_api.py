@@ -1,6 +1,7 @@
 """What operators may see and repair over HTTP: only with the token, nobody's personal data unless it is asked for."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -253,6 +254,13 @@ def test_a_text_that_may_be_a_persons_is_hidden_wherever_it_stands(text: str) ->
     assert Folded(PiiGuard({})).masked({"whatever": text, "custom": [text]}) == {"whatever": MASK, "custom": [MASK]}
 
 
+@pytest.mark.parametrize("name", ["total_tax", "amount_tax", "tax_amount", "current_total_tax"])
+def test_amounts_of_tax_are_shown_and_numbers_of_who_pays_it_are_not(name: str) -> None:
+    assert Folded(PiiGuard({})).masked({name: 950}) == {name: 950}
+    for private in ("tax_id", "tax", "tax_number", "taxId"):
+        assert Folded(PiiGuard({})).masked({private: 950_123_456}) == {private: MASK}
+
+
 def test_a_key_that_says_who_somebody_is_is_hidden() -> None:
     assert Folded(PiiGuard({})).masked({ADA: 1, "015112345678": 2}) == {f"{MASK}0": 1, f"{MASK}1": 2}
 
@@ -356,6 +364,12 @@ def test_a_subject_is_looked_up_and_forgotten(served: Served) -> None:
         assert operator.ask("DELETE", "/links", json={"subjects": {}}).status_code == 400
 
 
+@pytest.mark.parametrize("name", ["us\0er", "\0", "email"])
+def test_a_subject_that_can_be_none_is_a_problem_and_no_failure(operator: Operator, name: str) -> None:
+    answer = operator.ask("DELETE", "/links", json={"subjects": {name: "x"}})
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+
+
 # numbers
 
 
@@ -391,7 +405,7 @@ def test_a_day_without_webhooks_accounts_for_nothing(operator: Operator) -> None
 
 
 def test_more_than_can_be_opened_is_cut_and_says_so(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.archive.MAX_ACCOUNTED", 3)
+    monkeypatch.setattr("gateway.archive.accuracy.MAX_ACCOUNTED", 3)
     told = operator.get("/accuracy")
     assert (told["webhooks"], told["cut"]) == (3, True)
     assert told["sources"][0]["events"] == 3
@@ -421,6 +435,14 @@ def test_when_the_store_is_down_it_is_503(tmp_path: Path) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert answer.headers["content-type"] == "application/problem+json"
     server.remove()
+
+
+def test_describing_the_api_turns_on_no_log_of_others(served: Served) -> None:
+    names = ("", "httpx", "uvicorn.access", "litestar")
+    with served.up(deliver=False):
+        before = [(list(logging.getLogger(name).handlers), logging.getLogger(name).level) for name in names]
+        Operator(served).get("/openapi.json")
+        assert [(list(logging.getLogger(name).handlers), logging.getLogger(name).level) for name in names] == before
 
 
 def test_the_description_is_of_these_routes_alone(operator: Operator) -> None:

@@ -26,17 +26,31 @@ function select(line) {
 function follow(rows) {
   const live = document.getElementById("live");
   const source = new EventSource(rows.dataset.tail);
-  source.addEventListener("open", () => {
+  source.addEventListener("alive", () => {
     live.hidden = false;
     live.className = "state live";
+    live.textContent = "live";
+  });
+  source.addEventListener("error", () => {
+    live.className = "state off";
+    live.textContent = source.readyState === EventSource.CLOSED ? "not live" : "reconnecting";
+    live.hidden = false;
   });
   source.addEventListener("webhook", (event) => {
     const parsed = document.createElement("template");
     parsed.innerHTML = event.data; // a template of the gateway's, escaped there
-    rows.prepend(parsed.content);
+    const row = parsed.content.firstElementChild;
+    const known = rows.querySelector(`[data-webhook="${row.dataset.webhook}"]`);
+    if (known) {
+      if (known.cells[4].textContent.replace(/\s+/g, " ") === row.cells[4].textContent.replace(/\s+/g, " ")) return;
+      known.replaceWith(row);
+    } else {
+      rows.prepend(row);
+    }
     while (rows.rows.length > Number(rows.dataset.rows)) rows.lastElementChild.remove();
     document.getElementById("none-yet")?.remove();
   });
+  addEventListener("pagehide", () => source.close());
 }
 
 document.addEventListener("click", (event) => {
@@ -56,7 +70,17 @@ document.addEventListener("change", (event) => {
   form.submit();
 });
 
+function choosing(all) {
+  const boxes = () => document.querySelectorAll('input[name="place"]');
+  all.hidden = false;
+  all.addEventListener("change", () => {
+    for (const each of boxes()) each.checked = all.checked;
+  });
+}
+
 prepare(document);
+const all = document.getElementById("choose-all");
+if (all) choosing(all);
 document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 const rows = document.getElementById("tail");
 if (rows) follow(rows);

@@ -1,0 +1,83 @@
+"""What operators are shown of a store, and what they may repair: shared by the API, its pages and the command line.
+
+Everything is opened and masked here: no raw personal data leaves unless somebody asks for it to be revealed, which is
+written into the audit log by whoever lets them in.
+"""
+
+from gateway.archive.archive import Archive
+from gateway.archive.asking import (
+    MAX_PAGE,
+    MAX_RETRIED,
+    Missing,
+    Refused,
+    StateName,
+    Unclear,
+    WebhookState,
+    moment,
+    place_of,
+    states_of,
+    subjects_of,
+)
+from gateway.archive.opening import opened
+from gateway.archive.shapes import (
+    Accuracy,
+    AttemptLine,
+    DeadGroups,
+    DeadLine,
+    DeliveryLine,
+    DeliveryPage,
+    DeliveryWay,
+    DestinationAccount,
+    Difference,
+    Linked,
+    LinkLine,
+    Planned,
+    Replayed,
+    RequestShown,
+    Retried,
+    Setup,
+    SourceAccount,
+    Sum,
+    Thing,
+    WebhookLine,
+    WebhookPage,
+    WebhookWay,
+)
+
+__all__ = [
+    "MAX_PAGE",
+    "MAX_RETRIED",
+    "Accuracy",
+    "Archive",
+    "AttemptLine",
+    "DeadGroups",
+    "DeadLine",
+    "DeliveryLine",
+    "DeliveryPage",
+    "DeliveryWay",
+    "DestinationAccount",
+    "Difference",
+    "LinkLine",
+    "Linked",
+    "Missing",
+    "Planned",
+    "Refused",
+    "Replayed",
+    "RequestShown",
+    "Retried",
+    "Setup",
+    "SourceAccount",
+    "StateName",
+    "Sum",
+    "Thing",
+    "Unclear",
+    "WebhookLine",
+    "WebhookPage",
+    "WebhookState",
+    "WebhookWay",
+    "moment",
+    "opened",
+    "place_of",
+    "states_of",
+    "subjects_of",
+]

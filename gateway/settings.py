@@ -20,8 +20,8 @@ from gateway.sealing import Secret, load_or_create_key, parse_key
 REDIS = ("redis:", "rediss:", "unix:", "redis+sentinel:", "rediss+sentinel:", "redis+cluster:", "rediss+cluster:")
 """How addresses of a Redis begin."""
 MAX_PARTITIONS = 1024
-MIN_LINK_SECRET = 32
-"""Characters. Whoever holds one token can guess at the secret that signed it, without us noticing."""
+MIN_SECRET = 32
+"""Characters of ours. Whoever holds a page's token can guess at the secret that signed it, without us noticing."""
 
 
 class SettingsError(Exception):
@@ -123,11 +123,11 @@ def load_settings(values: Mapping[str, str]) -> Settings:
     wait_aof = text("GATEWAY_WAIT_AOF", "false").lower()
     if wait_aof not in {"true", "false"}:
         mistakes.append(f"GATEWAY_WAIT_AOF: `{wait_aof}`: write true or false")
-    link_secret = text("GATEWAY_LINK_SECRET")
-    if link_secret and len(link_secret) < MIN_LINK_SECRET:
-        mistakes.append(
-            f"GATEWAY_LINK_SECRET: shorter than {MIN_LINK_SECRET} characters; make one with `openssl rand -hex 32`"
-        )
+    mistakes += [
+        f"{name}: shorter than {MIN_SECRET} characters; make one with `openssl rand -hex 32`"
+        for name in ("GATEWAY_LINK_SECRET", "GATEWAY_ADMIN_TOKEN")
+        if 0 < len(text(name)) < MIN_SECRET
+    ]
     origins = tuple(origin.strip().rstrip("/") for origin in text("GATEWAY_LINK_ORIGINS").split(",") if origin.strip())
     mistakes += [
         f"GATEWAY_LINK_ORIGINS: `{origin}` is no origin; write it as https://shop.example"
@@ -156,7 +156,7 @@ def load_settings(values: Mapping[str, str]) -> Settings:
         store=store,
         mappings=Path(folder) if folder else bundled(),
         secret_key=Secret(text("GATEWAY_SECRET_KEY")),
-        link_secret=Secret(link_secret),
+        link_secret=Secret(text("GATEWAY_LINK_SECRET")),
         link_origins=origins,
         admin_token=Secret(text("GATEWAY_ADMIN_TOKEN")),
         alert_webhook=Secret(alert_webhook),

@@ -358,3 +358,11 @@ def test_the_demo_tells_its_story_and_ends_well() -> None:
     assert finished.returncode == 0, finished.stdout
     assert "All expected deliveries arrived, and nothing else." in finished.stdout
     assert "ada@example.com" not in finished.stdout
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_LINK_SECRET", "GATEWAY_ADMIN_TOKEN"])
+def test_a_secret_that_could_be_guessed_is_refused(name: str) -> None:
+    result = gateway("check", **{name: "swordfish"})
+    assert result.exit_code == 2
+    assert f"{name}: shorter than 32 characters" in result.stderr
+    assert "swordfish" not in result.output

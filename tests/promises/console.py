@@ -10,7 +10,7 @@ import httpx
 
 from tests.promises.served import Served
 
-TOKEN = "operators_of_the_console_tests"
+TOKEN = "operators_of_the_console_tests_0123456789"
 WITHIN = 30.0
 PLAIN = ("", "/webhooks", "/dead", "/dead/list", "/accuracy", "/links", "/set-up", "/playground")
 OF_ONE = ("", "/explained", "/requests", "/replay", "/test")

@@ -33,7 +33,7 @@ from tests.promises.collector import Collector
 from tests.promises.served import LINK_SECRET, Served, document_of, encoded, payment
 from tests.stores.servers import Server
 
-TOKEN = "operators_of_the_tests"
+TOKEN = "operators_of_the_tests_0123456789abcdef"
 PATIENCE = 30.0
 ADA = "ada.muster@example.com"
 

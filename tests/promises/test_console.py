@@ -172,7 +172,7 @@ def test_another_token_ends_all_sessions(served: Served) -> None:
         cookies = dict(signed_in(served).client.cookies)
     with served.up(deliver=False):
         assert Console(served, cookies).client.get("/links").status_code == 200
-    with served.up(deliver=False, GATEWAY_ADMIN_TOKEN="another token"):
+    with served.up(deliver=False, GATEWAY_ADMIN_TOKEN="another token 0123456789abcdef0123456789"):
         assert Console(served, cookies).client.get("/links").status_code == 303
 
 

@@ -12,7 +12,7 @@ Bytes in these Structs are sealed (see `sealing`), except keys, which are keyed 
 milliseconds since 1970.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Literal
 
@@ -225,6 +225,17 @@ class Counts(Struct, frozen=True):
     pending: int
     dead: int
 
+    @classmethod
+    def of(cls, states: Mapping[int, int]) -> "Counts":
+        """Return what so many deliveries in each state come to."""
+        return cls(
+            accepted=sum(states.values()),
+            sent=states.get(State.SENT, 0),
+            skipped=states.get(State.SKIPPED, 0),
+            pending=sum(number for state, number in states.items() if state < State.SENT),
+            dead=states.get(State.DEAD, 0),
+        )
+
 
 class Backlog(Struct, frozen=True):
     """Pending deliveries of one destination: what is due and in nobody's hands, and what is not due yet.
@@ -427,6 +438,9 @@ class Forgotten(Struct, frozen=True):
     links: int = 0
     webhooks: int = 0
     pending: int = 0
+
+    def __add__(self, other: "Forgotten") -> "Forgotten":
+        return Forgotten(self.links + other.links, self.webhooks + other.webhooks, self.pending + other.pending)
 
 
 class StoreUnavailable(Exception):

@@ -585,31 +585,28 @@ local function ask(t, request)
   return tonumber(number)
 end
 
--- Webhooks are listed by source and type, and by what their sender calls them.
+-- Webhooks are listed by source, by type, and by what their sender calls them: mostly each its own way, so that the
+-- first of a name is in a hash, and a set has the others.
 
 local function enlist(t, webhook, came)
-  local kind = came[W.source] .. '\n' .. came[W.type]
-  call('ZADD', t.tag .. ':of:' .. kind, webhook, webhook)
-  call('SADD', t.tag .. ':kinds', kind)
+  call('ZADD', t.tag .. ':source:' .. came[W.source], webhook, webhook)
+  call('ZADD', t.tag .. ':type:' .. came[W.type], webhook, webhook)
   if call('HSETNX', t.tag .. ':ids', came[W.id], webhook) == 0 then
-    call('HSET', t.tag .. ':ids', came[W.id], call('HGET', t.tag .. ':ids', came[W.id]) .. ' ' .. webhook)
+    call('ZADD', t.tag .. ':id:' .. came[W.id], webhook, webhook)
   end
 end
 
 local function delist(t, webhook, came)
-  local kind = came[W.source] .. '\n' .. came[W.type]
-  call('ZREM', t.tag .. ':of:' .. kind, webhook)
-  if call('EXISTS', t.tag .. ':of:' .. kind) == 0 then
-    call('SREM', t.tag .. ':kinds', kind)
+  call('ZREM', t.tag .. ':source:' .. came[W.source], webhook)
+  call('ZREM', t.tag .. ':type:' .. came[W.type], webhook)
+  local others = t.tag .. ':id:' .. came[W.id]
+  if call('HGET', t.tag .. ':ids', came[W.id]) ~= webhook then
+    call('ZREM', others, webhook)
+    return
   end
-  local left = {}
-  for each in string.gmatch(call('HGET', t.tag .. ':ids', came[W.id]) or '', '%d+') do
-    if each ~= webhook then
-      left[#left + 1] = each
-    end
-  end
-  if #left > 0 then
-    call('HSET', t.tag .. ':ids', came[W.id], table.concat(left, ' '))
+  local following = call('ZPOPMIN', others)
+  if following[1] then
+    call('HSET', t.tag .. ':ids', came[W.id], following[1])
   else
     call('HDEL', t.tag .. ':ids', came[W.id])
   end
@@ -701,6 +698,16 @@ local function replay(keys, args)
   new.events = events
   local waits = store_events(t, webhook, new, now)
   return { tonumber(webhook), 0, waits, last + 1, finish(t) }
+end
+
+-- Put a webhook's request in its own place, unless it was taken away meanwhile.
+local function keep(keys, args)
+  local webhook = keys[1] .. ':w:' .. args[1]
+  if call('HEXISTS', webhook, 'b') == 0 then
+    return 0
+  end
+  call('HSET', webhook, 'b', args[2])
+  return 1
 end
 
 -- A link is known: what a webhook was accepted with, from this delivery on, does not wait for it.
@@ -1254,17 +1261,12 @@ local function span(t, since, til)
   return since > 0 and came_by(since) or first - 1, til < NEVER and came_by(til) or last
 end
 
--- Return the numbers of webhooks, newest first, and how many were looked at: those of an index, or all. They came in a
--- time, before a number, after another.
-local function candidates(keys, args)
-  local t = begin(keys[1])
-  local read = reader(args)
-  local before, limit, since, til = read.number(), read.number(), read.number(), read.number()
-  local id, source, type_, state = read.text(), read.text(), read.text(), read.number()
-  local subjects = read.rest()
-  local after, last = span(t, since, til)
+-- Return up to `limit` numbers of webhooks, newest first: those of an index, or all. They came in a time, before a
+-- number, after another. Also return whether there may be more.
+local function candidates(t, wanted, before, limit)
+  local after, last = span(t, wanted.since, wanted.til)
   local low, high = after * PARTITIONS + partition(t.tag), math.min(before - 1, last * PARTITIONS + partition(t.tag))
-  local found, seen = {}, {}
+  local found, seen, more = {}, {}, false
   local function add(webhook)
     local number = tonumber(webhook)
     if not seen[number] and number > low and number <= high then
@@ -1272,70 +1274,76 @@ local function candidates(keys, args)
       found[#found + 1] = number
     end
   end
-  local function add_set(key)
-    for _, webhook in ipairs(call('ZRANGE', key, text(high), '(' .. text(low), 'BYSCORE', 'REV', 'LIMIT', 0, limit)) do
-      add(webhook)
+  local function add_set(key, most, least)
+    local members = call('ZRANGE', key, most, '(' .. least, 'BYSCORE', 'REV', 'LIMIT', 0, limit)
+    for _, member in ipairs(members) do
+      add(string.match(member, '^%d+'))
     end
+    more = more or #members == limit
   end
-  if #subjects > 0 then
-    for _, key in ipairs(subjects) do
-      add_set(t.tag .. ':n:' .. key)
+  local function add_webhooks(key)
+    add_set(key, text(high), text(low))
+  end
+  if #wanted.subjects > 0 then
+    for _, key in ipairs(wanted.subjects) do
+      add_webhooks(t.tag .. ':n:' .. key)
     end
-  elseif id ~= '' then
-    for webhook in string.gmatch(call('HGET', t.tag .. ':ids', id) or '', '%d+') do
-      add(webhook)
-    end
-  elseif state == PARKED or state == DEAD then
-    local least, most = where(text(low), NUMBERS - 1), where(text(high), NUMBERS - 1)
-    local set = t.tag .. (state == DEAD and ':dead' or ':parked')
-    for _, member in ipairs(call('ZRANGE', set, most, '(' .. least, 'BYSCORE', 'REV', 'LIMIT', 0, limit)) do
-      add(string.match(member, '^(%d+)'))
-    end
-  elseif source ~= '' or type_ ~= '' then
-    for _, kind in ipairs(call('SMEMBERS', t.tag .. ':kinds')) do
-      local its_source, its_type = string.match(kind, '^(.-)\n(.*)$')
-      if (source == '' or source == its_source) and (type_ == '' or type_ == its_type) then
-        add_set(t.tag .. ':of:' .. kind)
-      end
-    end
+  elseif wanted.id ~= '' then
+    add_webhooks(t.tag .. ':id:' .. wanted.id)
+    add(call('HGET', t.tag .. ':ids', wanted.id) or 0)
+  elseif wanted.state == PARKED or wanted.state == DEAD then
+    local set = t.tag .. (wanted.state == DEAD and ':dead' or ':parked')
+    add_set(set, where(text(high), NUMBERS - 1), where(text(low), NUMBERS - 1)) -- several may be of one webhook
+  elseif wanted.type ~= '' then
+    add_webhooks(t.tag .. ':type:' .. wanted.type)
+  elseif wanted.source ~= '' then
+    add_webhooks(t.tag .. ':source:' .. wanted.source)
   else
     local sequence = math.floor((high - partition(t.tag)) / PARTITIONS)
     while sequence > after and #found < limit do
       add(sequence * PARTITIONS + partition(t.tag))
       sequence = sequence - 1
     end
+    more = sequence > after
   end
   table.sort(found, function(a, b) return a > b end)
   for index = limit + 1, #found do
-    found[index] = nil
+    found[index], more = nil, true
   end
-  return found
+  return found, more
 end
 
--- Return webhooks by their numbers, and for each how many of its deliveries are in which state.
-local function summaries(keys, args)
+-- Look at up to `limit` webhooks before a number. Return the last that was looked at (0: there are no more), and those
+-- that there are, newest first, each with how many of its deliveries are in which state.
+local function search(keys, args)
   local t = begin(keys[1])
+  local read = reader(args)
+  local before, limit = read.number(), read.number()
+  local wanted = { since = read.number(), til = read.number(), id = read.text(), source = read.text() }
+  wanted.type, wanted.state, wanted.subjects = read.text(), read.number(), read.rest()
+  local numbers, more = candidates(t, wanted, before, limit)
   local found = {}
-  for _, webhook in ipairs(args) do
+  for _, number in ipairs(numbers) do
+    local webhook = text(number)
     local it = row(t, webhook, false)
     if it then
       local all, last = deliveries(t, webhook)
       local states = {}
-      for number = 0, last do
-        local state = all[number] and all[number][D.state]
+      for place = 0, last do
+        local state = all[place] and all[place][D.state]
         if state then
           states[state] = (states[state] or 0) + 1
         end
       end
       local flat = {}
-      for state, number in pairs(states) do
+      for state, many in pairs(states) do
         flat[#flat + 1] = state
-        flat[#flat + 1] = number
+        flat[#flat + 1] = many
       end
       found[#found + 1] = { it, flat }
     end
   end
-  return found
+  return { more and numbers[#numbers] or 0, found }
 end
 
 -- Return what a list shows of one delivery.
@@ -1774,6 +1782,7 @@ end
 
 register('accept', accept, {})
 register('replay', replay, {})
+register('keep', keep, {})
 register('ask', function(keys, args) return ask(begin(keys[1]), args) end, {})
 register('link', link, {})
 register('teach', teach, {})
@@ -1802,8 +1811,7 @@ register('of_account', of_account, { 'no-writes' })
 register('webhook', read_webhook, { 'no-writes' })
 register('list', list, { 'no-writes' })
 register('deliveries', read_deliveries, { 'no-writes' })
-register('candidates', candidates, { 'no-writes' })
-register('summaries', summaries, { 'no-writes' })
+register('search', search, { 'no-writes' })
 register('list_deliveries', list_deliveries, { 'no-writes' })
 register('dead', dead, { 'no-writes' })
 register('accounted', accounted, { 'no-writes' })

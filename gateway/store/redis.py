@@ -40,7 +40,9 @@ Layout
     :keys            payment key -> payment;  :payments  payment -> its keys and claims
     :told            objects by when their newest state was
     :asked           requests about data; :answered what became of them
-    :ids             what senders call webhooks -> their numbers;  :of:<source>\\n<type> webhooks;  :kinds of those
+    :source:<name>   webhooks of a source;  :type:<name> of a type
+    :ids             what senders call webhooks -> the first of them;  :id:<id> the others
+    :turn:<hash>     a name that one gateway took, until the server drops it (of partition 0)
     :parked          deliveries that are; :dead, also :dead:<name>\\n<reason>;  :deaths which of these there are
 
 and `{gw:<subject key>}` is a link: all its parts in one string, which the server drops by itself. A webhook's number is
@@ -110,7 +112,7 @@ MAX_TOLD = 100
 SCAN = 500
 """Webhooks or deliveries that one page of a list looks at in each partition."""
 SCAN_STEP = 100
-"""Webhooks that are read at once to see whether they fit."""
+"""Webhooks that one call reads to see whether they fit: what it says of them is as of one moment."""
 SLACK = 5_000
 """Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
 ABOVE = 1 << 40
@@ -253,6 +255,12 @@ class RedisStore:
         except StoreUnavailable as error:
             _LOG.warning("lesson_lost", webhook=webhook, error=str(error))
         return released
+
+    async def keep(self, webhook: int, sealed: bytes) -> bool:
+        """Put a webhook's request in its own place, with what was fetched for it. False when it is gone by now."""
+        if webhook % MAX_PARTITIONS >= len(self._tags):
+            return False
+        return bool(await self._calls.call("keep", self._tag(webhook), webhook, sealed, durable=True))
 
     async def order_of(self, keys: Sequence[bytes]) -> bytes | None:
         """Return what the payment that one of the keys belongs to is called, sealed. Raises `StoreUnavailable`."""
@@ -424,7 +432,7 @@ class RedisStore:
                 others = await self._named_by_no_other(set(persons) - set(keys), webhooks)
                 found = await self.resolve(others)
                 learned = [key for key in others if all(part.taught_by is not None for part in found.get(key, ()))]
-                total = _sum(total, await self._erase(tag, webhooks, learned))
+                total += await self._erase(tag, webhooks, learned)
         return total
 
     async def forget_account(self, source: str, account: str) -> Forgotten:
@@ -433,7 +441,7 @@ class RedisStore:
         while sequence:
             sequence, webhooks, persons = await self._calls.call("of_account", tag, source, account, sequence, STEP)
             if webhooks:
-                total = _sum(total, await self._erase(tag, webhooks, await self._named_by_no_other(persons, webhooks)))
+                total += await self._erase(tag, webhooks, await self._named_by_no_other(persons, webhooks))
         return total
 
     async def _named_by_no_other(self, keys: Iterable[bytes], webhooks: Sequence[bytes]) -> list[bytes]:
@@ -529,18 +537,15 @@ class RedisStore:
         stuck = next(iter(wanted.states)) if len(wanted.states) == 1 else 0
         since = max(0, wanted.since - SLACK)
         until = wanted.until + SLACK if wanted.until < NEVER else NEVER
-        numbers = await self._calls.call(
-            "candidates",
-            tag,
-            before if before is not None else NEVER,
-            SCAN,
-            *(since, until, wanted.id or "", wanted.source or "", wanted.type or "", int(stuck)),
-            *wanted.subjects,
-        )
+        which: list[Argument] = [since, until, wanted.id or "", wanted.source or "", wanted.type or "", int(stuck)]
+        which += wanted.subjects
         found: list[FoundWebhook] = []
-        for at in range(0, len(numbers), SCAN_STEP):
-            step = numbers[at : at + SCAN_STEP]
-            for row, flat in await self._calls.call("summaries", tag, *step):
+        on = before if before is not None else NEVER
+        looked_at, step = 0, limit + 1  # one more tells whether there are more
+        while looked_at < SCAN:
+            step = min(step, SCAN_STEP)
+            on, rows = await self._calls.call("search", tag, on, step, *which)
+            for row, flat in rows:
                 states = {State(state): number for state, number in zip(flat[::2], flat[1::2], strict=True)}
                 each = FoundWebhook(_stored_webhook(row), states)
                 if not wanted.fits(each.webhook, states):
@@ -548,7 +553,10 @@ class RedisStore:
                 if len(found) == limit:
                     return found, found[-1].webhook.webhook
                 found.append(each)
-        return found, numbers[-1] if len(numbers) == SCAN else None
+            if not on:
+                return found, None
+            looked_at, step = looked_at + step, SCAN_STEP
+        return found, on
 
     async def search_deliveries(
         self, wanted: WantedDeliveries, *, before: Place | None = None, limit: int = 50
@@ -614,13 +622,14 @@ class RedisStore:
 
     async def counts(self) -> dict[str, Counts]:
         """Count deliveries by destination from their states."""
-        found: dict[str, dict[str, int]] = {}
+        found: dict[str, dict[int, int]] = {}
         for fields in await asyncio.gather(*(self._calls.fields(tag + b":counts") for tag in self._tags)):
             for field, number in fields.items():
                 state, _, destination = field.decode().partition(":")
                 states = found.setdefault(destination, {})
-                states[state] = states.get(state, 0) + int(number)
-        return {destination: _counts(states) for destination, states in found.items()}
+                at = State.DUE if state == "pending" else int(state)
+                states[at] = states.get(at, 0) + int(number)
+        return {destination: Counts.of(states) for destination, states in found.items()}
 
     async def backlog(self, now: int) -> dict[str, Backlog]:
         """Return how much waits for each destination that anything waits for. Costs the same however much that is.
@@ -1077,25 +1086,11 @@ def _names(found: Iterable[bytes]) -> frozenset[str]:
     return frozenset(each.decode() for each in found)
 
 
-def _counts(states: dict[str, int]) -> Counts:
-    return Counts(
-        accepted=sum(states.values()),
-        sent=states.get(str(int(State.SENT)), 0),
-        skipped=states.get(str(int(State.SKIPPED)), 0),
-        pending=states.get("pending", 0),
-        dead=states.get(str(int(State.DEAD)), 0),
-    )
-
-
 def _both(one: Backlog | None, other: Backlog) -> Backlog:
     if one is None:
         return other
     oldest = min((at for at in (one.oldest_due_at, other.oldest_due_at) if at is not None), default=None)
     return Backlog(one.due + other.due, one.waiting + other.waiting, oldest)
-
-
-def _sum(one: Forgotten, other: Forgotten) -> Forgotten:
-    return Forgotten(one.links + other.links, one.webhooks + other.webhooks, one.pending + other.pending)
 
 
 # what a server says of itself

@@ -20,8 +20,10 @@ Layout
 The duplicate check has a narrow table of its own (`seen`), as random keys into a wide one would touch a page for
 every webhook. Which subjects a webhook names is appended to `named`, and put into the index `subject` in batches:
 whoever asks the index brings it up to date first. So is `listed`, by which webhooks are found by id, type and source;
-what waits for an operator (parked, dead) has indexes that nothing else pays for. A payment's number is its first
-webhook's number times 1000, plus a counter.
+whoever looks goes through the few webhooks that came since as well, and writes nothing. With it goes `tally`, how many
+deliveries are pending, sent, skipped and dead, which triggers then keep right. What waits for an operator (parked,
+dead) has indexes that nothing else pays for. A payment's number is its first webhook's number times 1000, plus a
+counter.
 
 Retention: after `retention` a webhook's body, events, deliveries and attempts go; a stub and its claims stay for
 `CLAIMS_FOR`, so that what a sender repeats late, or a reconciliation brings again, is still known.
@@ -32,8 +34,8 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import count, groupby, takewhile
@@ -97,6 +99,8 @@ SCAN_STEP = 500
 """Webhooks or deliveries that are read at once to see whether they fit."""
 SLACK = 5_000
 """Milliseconds by which webhooks may have overtaken each other, or clocks been set back, where lists look by time."""
+LOOKERS = 2
+"""Connections that are kept for lists, each with a cache of its own."""
 MAX_TOLD = 100
 """Subjects that one link is passed on to, and webhooks of each that hear of it."""
 COPY_WEBHOOKS, COPY_ROWS = 20, 500
@@ -175,8 +179,40 @@ MIGRATIONS = (
     """,
     """
     CREATE TABLE listed (key BLOB NOT NULL, webhook INTEGER NOT NULL, PRIMARY KEY (key, webhook)) WITHOUT ROWID;
+    CREATE INDEX delivery_stuck ON delivery (state, webhook, number) WHERE state IN (4, 12);
+    CREATE INDEX delivery_dead ON delivery (destination, reason, webhook, number) WHERE state = 12
+    """,
+    """
+    DROP INDEX delivery_stuck;
+    DROP INDEX delivery_dead;
     CREATE INDEX delivery_stuck ON delivery (state, webhook, number, destination, reason) WHERE state IN (4, 12);
-    CREATE INDEX delivery_dead ON delivery (state, destination, reason, webhook, number) WHERE state = 12
+    CREATE INDEX delivery_dead ON delivery (state, destination, reason, webhook, number) WHERE state = 12;
+    DELETE FROM meta WHERE name = 'listed_to'; -- what is listed is tallied with it: both begin anew
+    CREATE TABLE tally (
+        destination TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL, number INTEGER NOT NULL,
+        PRIMARY KEY (destination, state, reason)
+    ) WITHOUT ROWID;
+    CREATE TRIGGER delivery_made AFTER INSERT ON delivery
+    WHEN new.webhook <= (SELECT value FROM meta WHERE name = 'listed_to') BEGIN
+        INSERT INTO tally VALUES
+            (new.destination, iif(new.state < 10, 1, new.state), iif(new.state = 12, ifnull(new.reason, ''), ''), 1)
+        ON CONFLICT DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER delivery_changed AFTER UPDATE OF state ON delivery
+    WHEN (old.state > 9 OR new.state > 9) AND new.webhook <= (SELECT value FROM meta WHERE name = 'listed_to') BEGIN
+        INSERT INTO tally VALUES
+            (old.destination, iif(old.state < 10, 1, old.state), iif(old.state = 12, ifnull(old.reason, ''), ''), -1),
+            (new.destination, iif(new.state < 10, 1, new.state), iif(new.state = 12, ifnull(new.reason, ''), ''), 1)
+        ON CONFLICT DO UPDATE SET number = number + excluded.number;
+    END;
+    CREATE TRIGGER delivery_erased AFTER DELETE ON delivery
+    WHEN old.webhook <= (SELECT value FROM meta WHERE name = 'listed_to') BEGIN
+        INSERT INTO tally VALUES
+            (old.destination, iif(old.state < 10, 1, old.state), iif(old.state = 12, ifnull(old.reason, ''), ''), -1)
+        ON CONFLICT DO UPDATE SET number = number - 1;
+    END;
+    DROP INDEX delivery_due;
+    CREATE INDEX delivery_due ON delivery (destination, due_at, state) WHERE state < 10
     """,
 )
 """Each entry takes the schema one version up. Never edit one that was released: append."""
@@ -211,6 +247,8 @@ class SqliteStore:
         self._writer = writer
         self._reader = reader
         self._lock = lock
+        self._lookers: list[sqlite3.Connection] = []
+        self._caught_up = False
 
     @classmethod
     def open(cls, path: Path, fingerprint: bytes, *, exclusive: bool = True) -> "SqliteStore":
@@ -242,7 +280,8 @@ class SqliteStore:
         """Store what was handed in and let go of the file."""
         await self._writer.close()
         await asyncio.sleep(0)  # the turn of the loop in which a `resolve` before this ends its read
-        self._reader.close()
+        for each in (self._reader, *self._lookers):
+            each.close()
         if self._lock is not None:
             os.close(self._lock)
 
@@ -261,6 +300,11 @@ class SqliteStore:
         Deliveries that were sent or are pending stay; dead, skipped and parked ones of the same event start again.
         """
         return await self._writer.submit(lambda connection: _replay(connection, webhook, acceptance, now))
+
+    async def keep(self, webhook: int, sealed: bytes) -> bool:
+        """Put a webhook's request in its own place, with what was fetched for it. False when it is gone by now."""
+        statement = "UPDATE webhook SET sealed = ? WHERE webhook = ? AND sealed NOT NULL"
+        return await self._writer.submit(lambda writer: writer.execute(statement, (sealed, webhook)).rowcount == 1)
 
     async def order_of(self, keys: Sequence[bytes]) -> bytes | None:
         """Return what the payment that one of the keys belongs to is called, sealed. Raises `StoreUnavailable`."""
@@ -351,7 +395,7 @@ class SqliteStore:
         total, more = Forgotten(), bool(keys)
         while more:
             step, more = await self._writer.submit(lambda connection: _forget(connection, keys))
-            total = Forgotten(*(one + other for one, other in zip(_counted(total), _counted(step), strict=True)))
+            total += step
         return total
 
     async def forget_account(self, source: str, account: str) -> Forgotten:
@@ -361,7 +405,7 @@ class SqliteStore:
             step, after = await self._writer.submit(
                 lambda connection, after=after: _forget_account(connection, source, account, after)  # type: ignore[misc]
             )
-            total = Forgotten(*(one + other for one, other in zip(_counted(total), _counted(step), strict=True)))
+            total += step
             if not after:
                 return total
 
@@ -392,31 +436,7 @@ class SqliteStore:
 
     async def deliveries(self, webhook: int) -> list[StoredDelivery]:
         """Return the deliveries of one webhook with their attempts."""
-        attempts: dict[int, list[Attempt]] = {}
-        for number, *rest in await self._read(
-            "SELECT delivery, at, took, status, outcome, response FROM attempt WHERE webhook = ? "
-            "ORDER BY delivery, number",
-            (webhook,),
-        ):
-            attempts.setdefault(number, []).append(Attempt(*rest))
-        rows = await self._read(
-            "SELECT d.webhook, d.number, d.destination, e.sealed, d.state, d.reason, d.due_at FROM delivery d "
-            "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ? ORDER BY d.number",
-            (webhook,),
-        )
-        return [
-            StoredDelivery(
-                webhook=webhook,
-                number=number,
-                destination=destination,
-                event=event,
-                state=State(state),
-                reason=reason,
-                due_at=due_at,
-                attempts=tuple(attempts.get(number, ())),
-            )
-            for webhook, number, destination, event, state, reason, due_at in rows
-        ]
+        return await self._read_with(lambda connection: _deliveries(connection, webhook))
 
     async def search(
         self, wanted: Wanted, *, before: int | None = None, limit: int = 50
@@ -427,8 +447,7 @@ class SqliteStore:
         """
         if wanted.subjects:
             await self._writer.submit(_index)
-        while await self._writer.submit(_list):
-            pass
+        await self._catch_up()
         return await self._read_with(lambda connection: _search(connection, wanted, before, limit))
 
     async def search_deliveries(
@@ -439,12 +458,8 @@ class SqliteStore:
 
     async def dead(self) -> list[DeadGroup]:
         """Return what is dead, by destination and reason."""
-        rows = await self._read(
-            "SELECT destination, reason, count(*), min(webhook), max(webhook) FROM delivery WHERE state = 12 "
-            "GROUP BY destination, reason",
-            (),
-        )
-        return [DeadGroup(destination, reason or "", *rest) for destination, reason, *rest in rows]
+        await self._catch_up()
+        return await self._read_with(_dead)
 
     async def retry(self, webhook: int, number: int, now: int) -> str | None:
         """Let a dead or parked delivery start again. Returns its destination, None when it is in no such state."""
@@ -467,20 +482,20 @@ class SqliteStore:
 
     async def counts(self) -> dict[str, Counts]:
         """Count deliveries by destination from their states."""
-        rows = await self._read("SELECT destination, state, count(*) FROM delivery GROUP BY destination, state", ())
-        by_destination: dict[str, dict[int, int]] = {}
-        for destination, state, number in rows:
-            by_destination.setdefault(destination, {})[state] = number
-        return {destination: _counts(states) for destination, states in by_destination.items()}
+        await self._catch_up()
+        return await self._read_with(_counts)
 
     async def backlog(self, now: int) -> dict[str, Backlog]:
-        """Return how much waits for each destination that anything waits for. Looks at what is pending alone."""
-        rows = await self._read(
-            "SELECT destination, sum(due_at <= ?1), sum(due_at > ?1), min(iif(due_at BETWEEN 1 AND ?1, due_at, NULL)) "
-            "FROM delivery WHERE state < 10 GROUP BY destination",
-            (now,),
-        )
-        return {name: Backlog(*numbers) for name, *numbers in rows}
+        """Return how much waits for each destination that anything waits for."""
+        await self._catch_up()
+        return await self._read_with(lambda connection: _backlog(connection, now))
+
+    async def _catch_up(self) -> None:
+        """Bring the index of lists up to date where it is far behind, as after an upgrade: else nothing is written."""
+        while not self._caught_up:
+            self._caught_up = not await self._read_with(_is_far_behind)
+            if not self._caught_up:
+                await self._writer.submit(_list)
 
     async def purge(self, now: int, retention: int) -> int:
         """Erase what is older than `retention` ms, a step at a time. Returns how many webhooks lost their bodies."""
@@ -598,16 +613,36 @@ class SqliteStore:
         return await self._read_with(lambda connection: connection.execute(sql, tuple(parameters)).fetchall())
 
     async def _read_with(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Read on a thread and a connection of its own: a long list must not keep the loop."""
+        """Read on a thread and a connection of its own: a long list must not keep the loop.
+
+        All statements of a query see the store as it was at the first of them.
+        """
 
         def run() -> T:
             try:
-                with closing(_connect(self._path)) as connection:
-                    return query(connection)
+                with self._looker() as connection:
+                    connection.execute("BEGIN")
+                    found = query(connection)
+                    connection.rollback()
+                    return found
             except sqlite3.DatabaseError as error:
                 raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
         return await asyncio.to_thread(run)
+
+    @contextmanager
+    def _looker(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection. A few are kept, as what one has read of the file serves the next query as well."""
+        connection = self._lookers.pop() if self._lookers else _connect(self._path)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if len(self._lookers) < LOOKERS:
+            self._lookers.append(connection)
+        else:
+            connection.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -639,10 +674,22 @@ def _migrate(connection: sqlite3.Connection) -> None:
             f"the store has schema {version}, this gateway knows up to {len(MIGRATIONS)}: run the newer gateway again"
         )
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        for statement in script.split(";"):  # executescript would commit what came before
+        for statement in _statements(script):  # executescript would commit what came before
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number}")
     connection.execute("COMMIT")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script; a trigger has semicolons of its own."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement:
+        yield statement
 
 
 def _check_fingerprint(connection: sqlite3.Connection, fingerprint: bytes, path: Path) -> None:
@@ -966,7 +1013,8 @@ def _settle(connection: sqlite3.Connection, settlements: Sequence[Settlement]) -
             attempts, first_try_at = attempts + 1, first_try_at or attempt.at
             answer = (attempt.at, attempt.took, attempt.status, attempt.outcome, attempt.response)
             tries.append((attempts, *answer, *held))
-        outcomes.append((int(each.state), each.reason, each.due_at, attempts, first_try_at, each.rendered, *held))
+        why = each.reason or None
+        outcomes.append((int(each.state), why, each.due_at, attempts, first_try_at, each.rendered, *held))
     # The attempts first, as an outcome ends the lease that both count under.
     connection.executemany(
         "INSERT OR REPLACE INTO attempt SELECT webhook, number, ?, ?, ?, ?, ?, ? FROM delivery "
@@ -1018,12 +1066,13 @@ def _link(connection: sqlite3.Connection, parts: Sequence[LinkPart], now: int) -
         key = tell.popleft()
         heard.add(key)
         rows = connection.execute(
-            "SELECT n.webhook, n.teaches, n.keys FROM subject s JOIN named n ON n.webhook = s.webhook "
+            # A webhook of schema 2 or before is in the index alone.
+            "SELECT s.webhook, ifnull(n.teaches, 0), n.keys FROM subject s LEFT JOIN named n ON n.webhook = s.webhook "
             "WHERE s.key = ? AND s.waits = 1 ORDER BY s.webhook DESC LIMIT ?",
             (key, MAX_TOLD),
         ).fetchall()
         for webhook, teaches, packed in rows:
-            keys = _KEYS.decode(packed)
+            keys = _KEYS.decode(packed) if packed else [key]
             connection.executemany(
                 "UPDATE subject SET waits = 0 WHERE key = ? AND waits = 1 AND webhook = ?",
                 [(each, webhook) for each in keys],
@@ -1102,13 +1151,13 @@ def _index(connection: sqlite3.Connection) -> None:
 # lists
 
 
-def _list_key(field: str, *values: str) -> bytes:
-    return blake2b("\0".join((field, *values)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _list_key(field: str, value: str) -> bytes:
+    return blake2b(f"{field}\0{value}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 @lru_cache(4_096)
 def _kind_keys(source: str, type: str) -> tuple[bytes, ...]:
-    return _list_key("source", source), _list_key("type", type), _list_key("both", source, type)
+    return _list_key("source", source), _list_key("type", type)
 
 
 def _list_keys(source: str, type: str, id: str) -> tuple[bytes, ...]:
@@ -1116,18 +1165,104 @@ def _list_keys(source: str, type: str, id: str) -> tuple[bytes, ...]:
     return (*_kind_keys(source, type), _list_key("id", id))
 
 
-def _list(connection: sqlite3.Connection) -> bool:
-    """Bring the index of lists up to date, one step. Returns whether there is more to do."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'listed_to'").fetchone()
+def _list(connection: sqlite3.Connection) -> None:
+    """Bring the index and the tally of lists up to date, one step."""
+    listed_to = _listed_to(connection)
     new = connection.execute(
         "SELECT webhook, source, type, id FROM webhook WHERE webhook > ? ORDER BY webhook LIMIT ?",
-        (row[0] if row else 0, LIST_STEP),
+        (listed_to, LIST_STEP),
     ).fetchall()
-    if new:
-        entries = sorted((key, webhook) for webhook, *names in new for key in _list_keys(*names))
-        connection.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?)", entries)
-        connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed_to', ?)", (new[-1][0],))
-    return len(new) == LIST_STEP
+    if not new:
+        return
+    entries = sorted((key, webhook) for webhook, *names in new for key in _list_keys(*names))
+    connection.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?)", entries)
+    connection.executemany(
+        "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
+        [(*key, number) for key, number in _tally_of(connection, listed_to, new[-1][0]).items()],
+    )
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed_to', ?)", (new[-1][0],))
+
+
+def _listed_to(connection: sqlite3.Connection) -> int:
+    """Return the last webhook that is in the index of lists, and whose deliveries are in the tally."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'listed_to'").fetchone()
+    return row[0] if row else 0
+
+
+def _is_far_behind(connection: sqlite3.Connection) -> bool:
+    last = connection.execute("SELECT coalesce(max(webhook), 0) FROM webhook").fetchone()
+    return bool(last[0] - _listed_to(connection) > LIST_STEP)
+
+
+_Tally = dict[tuple[str, int, str], int]
+"""How many, by destination, state (of all that is pending: 1) and the reason of what is dead."""
+
+
+def _tally_of(connection: sqlite3.Connection, after: int, last: int) -> _Tally:
+    """Count the deliveries of some webhooks."""
+    rows = connection.execute(
+        "SELECT destination, iif(state < 10, 1, state), iif(state = 12, ifnull(reason, ''), ''), count(*) "
+        "FROM delivery WHERE webhook > ? AND webhook <= ? GROUP BY 1, 2, 3",
+        (after, last),
+    )
+    return {(destination, state, reason): number for destination, state, reason, number in rows}
+
+
+def _tally(connection: sqlite3.Connection) -> _Tally:
+    """Count all deliveries: those that the tally has not got yet are few."""
+    found = _tally_of(connection, _listed_to(connection), NEVER)
+    for *key, number in connection.execute("SELECT destination, state, reason, number FROM tally WHERE number != 0"):
+        destination, state, reason = key
+        found[destination, state, reason] = found.get((destination, state, reason), 0) + number
+    return found
+
+
+def _counts(connection: sqlite3.Connection) -> dict[str, Counts]:
+    states: dict[str, dict[int, int]] = {}
+    for (destination, state, _), number in _tally(connection).items():
+        mine = states.setdefault(destination, {})
+        mine[state] = mine.get(state, 0) + number
+    return {destination: Counts.of(mine) for destination, mine in states.items()}
+
+
+def _backlog(connection: sqlite3.Connection, now: int) -> dict[str, Backlog]:
+    found: dict[str, Backlog] = {}
+    for (destination, state, _), pending in _tally(connection).items():
+        if state < State.SENT:
+            due = pending - _waiting(connection, destination, now, pending)
+            (oldest,) = connection.execute(
+                "SELECT min(due_at) FROM delivery WHERE state < 10 AND destination = ? AND due_at BETWEEN 1 AND ?",
+                (destination, now),
+            ).fetchone()
+            found[destination] = Backlog(due, pending - due, oldest)
+    return found
+
+
+def _waiting(connection: sqlite3.Connection, destination: str, now: int, pending: int) -> int:
+    """Count what is not due yet: that or what is due, whichever is few."""
+    few = "SELECT count(*) FROM (SELECT 1 FROM delivery WHERE state < 10 AND destination = ? AND due_at {} ? LIMIT ?)"
+    for limit in (SCAN, pending):
+        for sign in (">", "<="):
+            (number,) = connection.execute(few.format(sign), (destination, now, limit)).fetchone()
+            if number < limit:
+                return int(number if sign == ">" else pending - number)
+    return pending  # all of them wait
+
+
+def _dead(connection: sqlite3.Connection) -> list[DeadGroup]:
+    groups: list[DeadGroup] = []
+    for (destination, state, reason), number in sorted(_tally(connection).items()):
+        if state == State.DEAD and number:
+            ends = [
+                connection.execute(
+                    "SELECT webhook FROM delivery WHERE state = 12 AND destination = ? AND reason IS ? "  # noqa: S608
+                    f"ORDER BY webhook {order} LIMIT 1",
+                    (destination, reason or None),
+                ).fetchone()[0]
+                for order in ("ASC", "DESC")
+            ]
+            groups.append(DeadGroup(destination, reason, number, *ends))
+    return groups
 
 
 def _span(connection: sqlite3.Connection, since: int, until: int) -> tuple[int, int]:
@@ -1163,32 +1298,30 @@ _STUCK = (State.PARKED, State.DEAD)
 def _candidates(connection: sqlite3.Connection, wanted: Wanted, after: int, before: int, limit: int) -> list[int]:
     """Return webhooks between two numbers, newest first, from the index that says most."""
     between = "webhook > ? AND webhook < ? ORDER BY webhook DESC LIMIT ?"
-    bounds = (after, before, limit)
     if wanted.subjects:
         sql = f"SELECT webhook FROM subject WHERE key = ? AND waits = ? AND {between}"  # noqa: S608 -- a constant
         named = {
             row[0]
             for key in wanted.subjects
             for waits in (0, 1)
-            for row in connection.execute(sql, (key, waits, *bounds))
+            for row in connection.execute(sql, (key, waits, after, before, limit))
         }
         return sorted(named, reverse=True)[:limit]
-    key = None
-    if wanted.id is not None:
-        key = _list_key("id", wanted.id)
-    elif len(wanted.states) == 1 and wanted.states.issubset(_STUCK):
+    if wanted.id is None and len(wanted.states) == 1 and wanted.states.issubset(_STUCK):
         sql = f"SELECT DISTINCT webhook FROM delivery WHERE state IN (4, 12) AND state = ? AND {between}"  # noqa: S608
-        return [row[0] for row in connection.execute(sql, (*map(int, wanted.states), *bounds))]
-    elif wanted.source is not None and wanted.type is not None:
-        key = _list_key("both", wanted.source, wanted.type)
-    elif wanted.type is not None:
-        key = _list_key("type", wanted.type)
-    elif wanted.source is not None:
-        key = _list_key("source", wanted.source)
-    if key is None:
-        rows = connection.execute(f"SELECT webhook FROM webhook WHERE {between}", bounds)  # noqa: S608
-    else:
-        rows = connection.execute(f"SELECT webhook FROM listed WHERE key = ? AND {between}", (key, *bounds))  # noqa: S608
+        return [row[0] for row in connection.execute(sql, (*map(int, wanted.states), after, before, limit))]
+    each = (("id", wanted.id), ("type", wanted.type), ("source", wanted.source))
+    named_by = next(((field, value) for field, value in each if value is not None), None)
+    if named_by is None:
+        sql = f"SELECT webhook FROM webhook WHERE {between}"  # noqa: S608
+        return [row[0] for row in connection.execute(sql, (after, before, limit))]
+    # Those that are in no index yet are few, and come first.
+    field, value = named_by
+    sql = f"SELECT webhook FROM webhook WHERE {field} = ? AND {between}"  # noqa: S608
+    rows = connection.execute(sql, (value, max(after, _listed_to(connection)), before, limit)).fetchall()
+    if (left := limit - len(rows)) > 0:
+        sql = f"SELECT webhook FROM listed WHERE key = ? AND {between}"  # noqa: S608
+        rows += connection.execute(sql, (_list_key(field, value), after, before, left)).fetchall()
     return [row[0] for row in rows]
 
 
@@ -1226,6 +1359,39 @@ def _summaries(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[F
         numbers,
     )
     return [FoundWebhook(_stored_webhook(row), states.get(row[0], {})) for row in rows]
+
+
+def _deliveries(connection: sqlite3.Connection, webhook: int) -> list[StoredDelivery]:
+    attempts = _attempts(connection, webhook)
+    rows = connection.execute(
+        "SELECT d.number, d.destination, e.sealed, d.state, d.reason, d.due_at FROM delivery d "
+        "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ? ORDER BY d.number",
+        (webhook,),
+    )
+    return [
+        StoredDelivery(
+            webhook=webhook,
+            number=number,
+            destination=destination,
+            event=event,
+            state=State(state),
+            reason=reason,
+            due_at=due_at,
+            attempts=tuple(attempts.get(number, ())),
+        )
+        for number, destination, event, state, reason, due_at in rows
+    ]
+
+
+def _attempts(connection: sqlite3.Connection, webhook: int) -> dict[int, list[Attempt]]:
+    """Return the attempts of a webhook's deliveries, oldest first."""
+    attempts: dict[int, list[Attempt]] = {}
+    for delivery, *rest in connection.execute(
+        "SELECT delivery, at, took, status, outcome, response FROM attempt WHERE webhook = ? ORDER BY delivery, number",
+        (webhook,),
+    ):
+        attempts.setdefault(delivery, []).append(Attempt(*rest))
+    return attempts
 
 
 _DeliveryRow = tuple[int, int, str, int, str | None]
@@ -1380,16 +1546,18 @@ def _forget(connection: sqlite3.Connection, keys: Sequence[bytes]) -> tuple[Forg
 
 
 def _forget_account(connection: sqlite3.Connection, source: str, account: str, after: int) -> tuple[Forgotten, int]:
-    """Erase one step of an account's webhooks. Also returns the number to go on from, 0 at the end."""
+    """Erase one step of an account's webhooks. Also returns the number to go on from, 0 at the end.
+
+    It looks at so many webhooks, whosever they are: the writer must not go through all of them at once.
+    """
     _index(connection)
-    webhooks = connection.execute(
-        "SELECT webhook FROM webhook WHERE webhook > ? AND source = ? AND account = ? AND sealed NOT NULL "
+    window = connection.execute(
+        "SELECT webhook, source = ? AND account = ? AND sealed NOT NULL FROM webhook WHERE webhook > ? "
         "ORDER BY webhook LIMIT ?",
-        (after, source, account, PURGE_STEP),
+        (source, account, after, PURGE_STEP),
     ).fetchall()
-    numbers = [row[0] for row in webhooks]
-    erased = _erase(connection, numbers)
-    return Forgotten(_unlink(connection, erased.names), erased.bodies, erased.pending), numbers[-1] if numbers else 0
+    erased = _erase(connection, [webhook for webhook, wanted in window if wanted])
+    return Forgotten(_unlink(connection, erased.names), erased.bodies, erased.pending), window[-1][0] if window else 0
 
 
 class _Erased(Struct, frozen=True):
@@ -1446,10 +1614,6 @@ def _unname(connection: sqlite3.Connection, webhook: int) -> None:
         connection.executemany("DELETE FROM subject WHERE key = ? AND waits IN (0, 1) AND webhook = ?", named)
 
 
-def _counted(forgotten: Forgotten) -> tuple[int, int, int]:
-    return forgotten.links, forgotten.webhooks, forgotten.pending
-
-
 # retention
 
 
@@ -1492,6 +1656,7 @@ def _purge(connection: sqlite3.Connection, now: int, retention: int) -> tuple[in
 def _purge_links(connection: sqlite3.Connection, now: int) -> None:
     connection.execute("DELETE FROM link WHERE expires_at <= ?", (now - EXPIRED_FOR,))
     connection.execute("DELETE FROM told WHERE at < ?", (now - CLAIMS_FOR,))
+    connection.execute("DELETE FROM tally WHERE number = 0")
 
 
 # moving to another store
@@ -1551,12 +1716,7 @@ def _copied_webhook(
         unlinked=waits is not None,
         teaches=bool(teaches),
     )
-    attempts: dict[int, list[Attempt]] = {}
-    for delivery, *rest in connection.execute(
-        "SELECT delivery, at, took, status, outcome, response FROM attempt WHERE webhook = ? ORDER BY delivery, number",
-        (webhook,),
-    ):
-        attempts.setdefault(delivery, []).append(Attempt(*rest))
+    attempts = _attempts(connection, webhook)
     rows = connection.execute(
         "SELECT number, event, destination, state, reason, due_at, held_until, first_try_at, late, at, lane, rendered "
         "FROM delivery WHERE webhook = ? ORDER BY number",
@@ -1714,14 +1874,4 @@ def _stored_webhook(row: tuple) -> StoredWebhook:  # type: ignore[type-arg]
         mapping=mapping,
         notes=notes,
         sealed=sealed,
-    )
-
-
-def _counts(states: dict[int, int]) -> Counts:
-    return Counts(
-        accepted=sum(states.values()),
-        sent=states.get(State.SENT, 0),
-        skipped=states.get(State.SKIPPED, 0),
-        pending=sum(number for state, number in states.items() if state < State.SENT),
-        dead=states.get(State.DEAD, 0),
     )

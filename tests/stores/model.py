@@ -1,6 +1,6 @@
 """What a store is, in a few dictionaries: slow, without files, and short enough to be believed."""
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -11,13 +11,17 @@ from gateway.deliveries import (
     Acceptance,
     Attempt,
     Counts,
+    DeadGroup,
     Forgotten,
     Lease,
     LinkPart,
     NewClaim,
     NewEvent,
+    Place,
     Settlement,
     State,
+    Wanted,
+    WantedDeliveries,
 )
 
 CLAIMS_FOR = 90 * 86_400_000
@@ -322,6 +326,60 @@ class Model:
         self.links = {key: link for key, link in self.links.items() if link.expires_at > now - EXPIRED_FOR}
         self.told = {key: at for key, at in self.told.items() if at >= now - CLAIMS_FOR}
         return erased
+
+    def found(self, wanted: Wanted) -> list[tuple[int, dict[State, int]]]:
+        """Return which webhooks fit, newest first, and how many of their deliveries are in which state."""
+        return [
+            (number, Counter(each.state for each in self.of(number)))
+            for number, webhook in sorted(self.webhooks.items(), reverse=True)
+            if wanted.id in {None, webhook.acceptance.id}
+            and wanted.type in {None, webhook.acceptance.type}
+            and wanted.source in {None, webhook.acceptance.source}
+            and wanted.since <= webhook.acceptance.received_at < wanted.until
+            and (not wanted.subjects or set(wanted.subjects) & set(webhook.names))
+            and (not wanted.states or any(each.state in wanted.states for each in self.of(number)))
+        ]
+
+    def listed(self, wanted: WantedDeliveries) -> list[Place]:
+        """Return which deliveries fit, those of the newest webhooks first."""
+        return sorted(
+            (
+                place
+                for place, each in self.deliveries.items()
+                if wanted.destination in {None, each.destination}
+                and wanted.reason in {None, each.reason}
+                and (not wanted.states or each.state in wanted.states)
+            ),
+            reverse=True,
+        )
+
+    def dead(self) -> list[DeadGroup]:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for each in self.deliveries.values():
+            if each.state == State.DEAD:
+                groups.setdefault((each.destination, each.reason or ""), []).append(each.webhook)
+        return [DeadGroup(*key, len(those), min(those), max(those)) for key, those in sorted(groups.items())]
+
+    def retry(self, place: Place, now: int) -> str | None:
+        it = self.deliveries.get(place)
+        if it is None or it.state not in {State.DEAD, State.PARKED}:
+            return None
+        it.state, it.reason, it.due_at, it.held_until, it.first_try_at = State.DUE, None, now, 0, 0
+        return it.destination
+
+    def accounted(self, since: int, until: int) -> list[tuple[int, list[tuple[bytes, str, State, str | None]]]]:
+        """Return what became of the deliveries of each webhook that came in that time, the first that came first."""
+        return [
+            (
+                number,
+                [
+                    (each.event.id, each.destination, each.state, each.reason)
+                    for each in sorted(self.of(number), key=lambda each: each.number)
+                ],
+            )
+            for number, webhook in sorted(self.webhooks.items())
+            if since <= webhook.acceptance.received_at < until
+        ]
 
     def counts(self) -> dict[str, Counts]:
         found = {}

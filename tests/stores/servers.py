@@ -221,7 +221,11 @@ class Proxy:
             each.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, ahead = await asyncio.open_unix_connection(self._server.socket)
+        try:
+            behind, ahead = await asyncio.open_unix_connection(self._server.socket)
+        except OSError:
+            writer.transport.abort()  # the server is down, and its client should hear of it
+            return
         self._open |= {writer, ahead}
         with suppress(OSError):
             await asyncio.gather(self._pump(reader, ahead), self._answer(behind, writer))

@@ -148,6 +148,25 @@ async def test_a_page_that_few_fit_says_where_to_go_on(store: Store, monkeypatch
     assert len(await listed(store, EVERY)) == 13
 
 
+async def test_webhooks_with_several_dead_deliveries_fill_all_pages(store: Store) -> None:
+    three = tuple(NewDelivery(name) for name in ("sink", "other", "third"))
+    for each in range(7):
+        await accept(store, webhook(str(each), event(str(each), *three)))
+    for name in ("sink", "other", "third"):
+        dead = [Settlement(leased, State.DEAD, "why") for leased in await lease(store, destination=name)]
+        await store.settle(dead)
+    for limit in (1, 2, 3):
+        assert await found(store, limit, states=DEAD.states) == ["6", "5", "4", "3", "2", "1", "0"]
+    assert len(await listed(store, DEAD)) == 21
+
+
+async def test_one_id_that_very_many_share_is_gone_through_page_by_page(store: Store) -> None:
+    await accept(store, *(webhook("same", account=str(each)) for each in range(300)), simple("other"))
+    assert await found(store, limit=50, id="same") == ["same"] * 300
+    await store.purge(NOW + 100 * DAY, DAY)
+    assert await found(store, id="same") == []
+
+
 async def test_deliveries_come_with_what_they_are_of(store: Store) -> None:
     (number,) = await accept(store, webhook("a", event("a", NewDelivery("one"), NewDelivery("two", "no_consent"))))
     two, one = await listed(store, EVERY)
@@ -329,20 +348,4 @@ async def test_a_partition_that_few_fit_holds_back_what_comes_after_it_in_others
     assert len(await found(store, limit=50, states=frozenset({State.SENT, State.DUE}))) == len(sent) > 1
     listed_ids = await listed(store, WantedDeliveries(states=frozenset({State.SENT})), limit=50)
     assert len(listed_ids) == len(sent)
-    await store.close()
-
-
-async def test_what_is_over_leaves_nothing_in_redis() -> None:
-    """Lists are made of many small keys, and one that is forgotten stays for ever."""
-    prefix = f"over-{uuid4().hex}"
-    store = await RedisStore.open(shared().url, FINGERPRINT, prefix=prefix, answer_within=30.0)
-    outcomes = [State.PARKED, State.DEAD, State.SENT, State.SKIPPED]
-    for number, outcome in enumerate(outcomes):
-        await accept(store, simple(str(number)))
-        await settle(store, outcome, due_at=NOW + MINUTE)
-    (parked,) = await lease(store, NOW + MINUTE)
-    await store.settle([Settlement(parked, State.SENT)])
-    await store.purge(NOW + 100 * DAY, DAY)
-    with shared().client() as client:
-        assert list(client.scan_iter(f"{{{prefix}.0}}:*")) == [f"{{{prefix}.0}}:meta".encode()]
     await store.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.deliveries import Counts, NewDelivery, Settlement, State
+from gateway.deliveries import Backlog, Counts, NewDelivery, Settlement, State
 from tests.stores.harness import HARNESSES, Store
 from tests.stores.reports import DAY, MINUTE, NOW, event, simple, webhook
 
@@ -31,6 +31,21 @@ async def test_each_state_is_counted_once(store: Store) -> None:
         (leased,), _ = await store.lease("sink", 1, NOW, NOW + MINUTE)
         await store.settle([Settlement(leased, outcome, "why", NOW + DAY)])
     assert await store.counts() == {"sink": Counts(accepted=5, sent=1, skipped=1, pending=2, dead=1)}
+
+
+@pytest.mark.parametrize(("due", "waiting"), [(0, 1), (1, 0), (2, 6), (6, 2), (5, 5)])
+async def test_a_backlog_is_what_is_due_and_what_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch, due: int, waiting: int
+) -> None:
+    monkeypatch.setattr("gateway.store.sqlite.SCAN", 4)  # beyond that what is few is not known at once
+    for each in range(due):
+        await store.accept(simple(f"due {each}", at=NOW + each))
+    for each in range(waiting):
+        held = NewDelivery("sink", wait_until=NOW + DAY)
+        await store.accept(webhook(f"waiting {each}", event(f"{each}", held), subjects=("ada",)))
+    for each in range(3):
+        await store.accept(simple(f"skipped {each}", skip="no_consent"))
+    assert await store.backlog(NOW + MINUTE) == {"sink": Backlog(due, waiting, NOW if due else None)}
 
 
 @pytest.mark.parametrize("name", HARNESSES)

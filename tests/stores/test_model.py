@@ -20,9 +20,12 @@ from gateway.deliveries import (
     NewClaim,
     NewDelivery,
     NewEvent,
+    Place,
     Settlement,
     SkipReason,
     State,
+    Wanted,
+    WantedDeliveries,
 )
 from tests.stores.harness import HARNESSES, Harness
 from tests.stores.model import Delivery, Model
@@ -33,7 +36,32 @@ T = TypeVar("T")
 SUBJECTS = ("user", "customer", "cart")
 PAYMENT_KEYS = ("pi", "in", "cs", "ch")
 DESTINATIONS = ("sink", "other")
+SOURCES = ("stripe", "shopify")
 OUTCOMES = (State.SENT, State.DEAD, State.SKIPPED, State.DUE, State.PARKED)
+
+WEBHOOKS = (
+    Wanted(),
+    Wanted(id="id 1"),
+    Wanted(type="type 1"),
+    Wanted(source="shopify"),
+    Wanted(type="type 2", source="stripe"),
+    Wanted(subjects=(key("user"), key("cart"))),
+    Wanted(since=2 * MINUTE),
+    Wanted(states=frozenset({State.DEAD})),
+    Wanted(states=frozenset({State.PARKED})),
+    Wanted(states=frozenset({State.SENT, State.SKIPPED}), since=MINUTE),
+    Wanted(id="id 2", states=frozenset({State.DEAD})),
+)
+"""What is looked for, in turns. `since` is how long ago."""
+DELIVERIES = (
+    WantedDeliveries(),
+    WantedDeliveries(states=frozenset({State.DEAD})),
+    WantedDeliveries(states=frozenset({State.DEAD}), destination="sink", reason="why"),
+    WantedDeliveries(states=frozenset({State.PARKED}), destination="sink"),
+    WantedDeliveries(destination="other"),
+    WantedDeliveries(reason="superseded"),
+    WantedDeliveries(states=frozenset({State.WAITING, State.DUE})),
+)
 
 some_keys = st.lists(st.sampled_from(PAYMENT_KEYS), min_size=1, max_size=3, unique=True)
 some_subjects = st.lists(st.sampled_from(SUBJECTS), max_size=2, unique=True)
@@ -41,6 +69,11 @@ some_destinations = st.lists(st.sampled_from(DESTINATIONS), min_size=1, max_size
 pauses = st.sampled_from([0, 1, MINUTE // 2, 2 * MINUTE])
 skips: st.SearchStrategy[SkipReason | None] = st.sampled_from([None, None, None, "no_consent", "not_routed"])
 picks = st.integers(0, 10**6)
+
+
+some_dead = st.builds(
+    WantedDeliveries, destination=st.sampled_from([None, *DESTINATIONS]), reason=st.sampled_from([None, "why"])
+)
 
 
 class Drawn(NamedTuple):
@@ -90,13 +123,21 @@ class StoreAndModel(RuleBasedStateMachine):
         self.now = NOW
         self.came = 0
         self.leases: list[Lease] = []
+        self.looks = 0
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(coroutine)
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(
+        first=st.lists(st.tuples(st.lists(events(), min_size=1, max_size=2), persons()), min_size=1, max_size=4),
+        outcome=st.sampled_from(OUTCOMES),
+    )
+    def open(self, first: list[tuple[list[Drawn], Any]], outcome: State) -> None:
+        """Begin with some webhooks, some of which were tried, as most rules need some."""
         self.store = self.run(self.harness.open())
+        for made, who in first:
+            self.accept(made, [], [], who)
+        self.deliver("sink", outcome)
 
     def teardown(self) -> None:
         self.run(self.harness.close())
@@ -111,6 +152,10 @@ class StoreAndModel(RuleBasedStateMachine):
     def accept(self, made: list[Drawn], ties: list[list[str]], taught: list[str], who: Any) -> None:
         self.came += 1
         new = self._webhook(str(self.came), made, ties, taught, who)
+        # Several share an id, a type or a source; what makes it this webhook is its key.
+        new = structs.replace(
+            new, id=f"id {self.came % 4}", type=f"type {self.came % 3}", source=SOURCES[self.came % 2]
+        )
         receipt = self.run(self.store.accept(new))
         assert not receipt.duplicate
         assert receipt.webhook not in self.model.webhooks
@@ -165,6 +210,12 @@ class StoreAndModel(RuleBasedStateMachine):
         assert self.run(self.store.settle([settlement])) == self.model.settle(settlement)
         self._agree()
 
+    @rule(destination=st.sampled_from(DESTINATIONS), outcome=st.sampled_from(OUTCOMES))
+    def deliver(self, destination: str, outcome: State) -> None:
+        self.lease(destination, 2)
+        for pick in range(min(2, len(self.leases))):
+            self.settle(pick, outcome, 0, tried=True)
+
     @rule(
         subject=st.sampled_from(SUBJECTS),
         product=st.sampled_from(["", "nexly"]),
@@ -177,16 +228,42 @@ class StoreAndModel(RuleBasedStateMachine):
         assert self.run(self.store.link([part], self.now)) == self.model.link((part,), self.now)
         self._agree()
 
+    @precondition(lambda self: self.model.webhooks)
     @rule(subjects=some_subjects)
     def forget(self, subjects: list[str]) -> None:
         keys = [key(each) for each in subjects]
         assert self.run(self.store.forget(keys)) == self.model.forget(keys)
         self._agree()
 
+    @precondition(lambda self: self.model.deliveries)
+    @rule(pick=picks)
+    def retry(self, pick: int) -> None:
+        place = sorted(self.model.deliveries)[pick % len(self.model.deliveries)]
+        assert self.run(self.store.retry(*place, self.now)) == self.model.retry(place, self.now)
+        self._agree()
+
+    @rule(wanted=some_dead, limit=st.integers(1, 3))
+    def retry_dead(self, wanted: WantedDeliveries, limit: int) -> None:
+        self.run(self._retry_dead(wanted, limit))
+        self._agree()
+
+    async def _retry_dead(self, wanted: WantedDeliveries, limit: int) -> None:
+        dead = self.model.listed(structs.replace(wanted, states=frozenset({State.DEAD})))
+        due = {self.model.retry(place, self.now) for place in dead}
+        done, told, before = 0, frozenset[str](), None
+        while True:
+            step = await self.store.retry_dead(wanted, self.now, before=before, limit=limit)
+            done, told, before = done + step.number, told | step.due, step.before
+            if before is None:
+                break
+        assert done == len(dead)
+        assert told == due
+
     @rule(pause=st.sampled_from([1, MINUTE // 2, MINUTE, 3 * MINUTE]))
     def time_passes(self, pause: int) -> None:
         self.now += pause
 
+    @precondition(lambda self: self.model.webhooks)
     @rule(long=st.sampled_from([MINUTE, 5 * MINUTE, DAY, 91 * DAY]))
     def purge(self, long: int) -> None:
         self.now += long
@@ -209,6 +286,8 @@ class StoreAndModel(RuleBasedStateMachine):
 
     async def _compare(self) -> None:
         assert await self.store.counts() == self.model.counts()
+        assert await self.store.dead() == self.model.dead()
+        await self._compare_lists()
         stored = await self.store.webhooks(limit=1000)
         assert [each.webhook for each in stored] == sorted(self.model.webhooks, reverse=True)
         found = await asyncio.gather(*(self.store.deliveries(number) for number in self.model.webhooks))
@@ -221,6 +300,40 @@ class StoreAndModel(RuleBasedStateMachine):
         for subject in map(key, SUBJECTS):
             naming = [number for number, each in self.model.webhooks.items() if subject in each.names]
             assert await self.store.naming([subject]) == sorted(naming, reverse=True)[:50]
+
+    async def _compare_lists(self) -> None:
+        """Compare one list, another each time, with pages of another size."""
+        self.looks += 1
+        turn, kind = divmod(self.looks, 3)
+        limit = 1 + turn % 3
+        if kind == 0:
+            wanted = WEBHOOKS[turn % len(WEBHOOKS)]
+            wanted = structs.replace(wanted, since=self.now - wanted.since if wanted.since else 0)
+            assert await self._searched(wanted, limit) == self.model.found(wanted)
+        elif kind == 1:
+            listed = DELIVERIES[turn % len(DELIVERIES)]
+            assert await self._listed(listed, limit) == self.model.listed(listed)
+        else:
+            since = self.now - MINUTE * limit
+            found = [(each.webhook, list(each.deliveries)) async for each in self.store.accounted(since, since + DAY)]
+            assert found == self.model.accounted(since, since + DAY)
+
+    async def _searched(self, wanted: Wanted, limit: int) -> list[tuple[int, dict[State, int]]]:
+        """Go through a list page by page."""
+        seen: list[tuple[int, dict[State, int]]] = []
+        page, on = await self.store.search(wanted, limit=limit)
+        while on is not None:
+            seen += [(each.webhook.webhook, each.states) for each in page]
+            page, on = await self.store.search(wanted, before=on, limit=limit)
+        return seen + [(each.webhook.webhook, each.states) for each in page]
+
+    async def _listed(self, wanted: WantedDeliveries, limit: int) -> list[Place]:
+        seen: list[Place] = []
+        page, on = await self.store.search_deliveries(wanted, limit=limit)
+        while on is not None:
+            seen += [(each.webhook, each.number) for each in page]
+            page, on = await self.store.search_deliveries(wanted, before=on, limit=limit)
+        return seen + [(each.webhook, each.number) for each in page]
 
     def _one(self, pick: int) -> tuple[int, Acceptance]:
         numbers = sorted(self.model.webhooks)
@@ -258,7 +371,11 @@ def _seen(it: Delivery) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("store", HARNESSES)
-def test_a_store_does_what_its_model_does(store: str) -> None:
+def test_a_store_does_what_its_model_does(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Indexes are brought up to date at every third webhook, and lists look at few at once.
+    for name, value in {"INDEX_EVERY": 3, "LIST_STEP": 2, "SCAN": 4, "SCAN_STEP": 2}.items():
+        monkeypatch.setattr(f"gateway.store.sqlite.{name}", value)
+        monkeypatch.setattr(f"gateway.store.redis.{name}", value, raising=False)
     budget = settings(
         max_examples=40,
         stateful_step_count=30,

@@ -1,8 +1,9 @@
 """A replay puts what the mappings make of a webhook now beside what they made of it then; nothing is sent twice."""
 
 import pytest
+from msgspec import structs
 
-from gateway.deliveries import Acceptance, NewClaim, NewDelivery, Settlement, State
+from gateway.deliveries import Acceptance, NewClaim, NewDelivery, Settlement, State, StoredWebhook
 from tests.stores.harness import Store
 from tests.stores.reports import (
     DAY,
@@ -29,6 +30,29 @@ async def test_what_was_sent_or_is_pending_stays_as_it_is(store: Store, outcome:
     before = await store.deliveries(number)
     receipt = await store.replay(number, simple("a"), NOW + MINUTE)
     assert (await store.deliveries(number), receipt.due) == (before, frozenset())
+
+
+async def test_what_is_kept_takes_the_requests_place_and_nothing_else(store: Store) -> None:
+    (number,) = await accept(store, simple("a"))
+    before = await webhook_of(store, number)
+    assert await store.keep(number, b"with what was fetched")
+    assert await webhook_of(store, number) == structs.replace(before, sealed=b"with what was fetched")
+    assert await states(store, number) == [DUE]
+
+
+async def test_what_was_taken_away_is_not_kept_again(store: Store) -> None:
+    (number,) = await accept(store, simple("a"))
+    await store.purge(NOW + 31 * DAY, 30 * DAY)
+    assert not await store.keep(number, b"with what was fetched")
+    assert (await webhook_of(store, number)).sealed is None
+    assert not await store.keep(number + 1, b"of nobody")
+    assert await store.webhook(number + 1) is None
+
+
+async def webhook_of(store: Store, number: int) -> StoredWebhook:
+    found = await store.webhook(number)
+    assert found is not None
+    return found
 
 
 async def test_what_is_parked_starts_again(store: Store) -> None:

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from gateway.deliveries import Backlog, FoundWebhook, StoreUnavailable, Wanted
 from gateway.destinations import Request, Response
+from gateway.fetches import FETCH
 from gateway.mappings import Mappings
 from gateway.sealing import Secret
 from gateway.sending import HttpSender
@@ -527,7 +528,7 @@ class Alerts:
             tally=self._metrics.tally(),
             breakers=self._breakers(),
             overdue=overdue,
-            off=frozenset(overdue.keys() - mappings.destinations.keys()),
+            off=frozenset(overdue.keys() - mappings.destinations.keys() - {FETCH}),
             heard=dict(self._hearing.heard),
             store=problem,
             doubts=list(self._doubts()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
+from types import MappingProxyType
 
 import msgspec
 from msgspec import Struct, structs
@@ -17,10 +18,20 @@ _KEY = b"\0" * 16
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def events_of(mappings: Mappings, source: str, headers: Mapping[str, str], body: bytes, now: int = 0) -> Translation:
-    """Translate a body as if it had come from `source`, verified. Raises `MalformedWebhook`."""
+def events_of(
+    mappings: Mappings,
+    source: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: int = 0,
+    fetched: Mapping[str, bytes] = MappingProxyType({}),
+) -> Translation:
+    """Translate a body as if it had come from `source`, verified, and `fetched` was got for it; nothing is fetched.
+
+    Raises `MalformedWebhook`.
+    """
     origin = mappings.sources[source]
-    webhook = read_verified(headers, body, origin, now)
+    webhook = read_verified(headers, body, origin, now, fetched)
     return translate(webhook, origin, mappings.profiles, lambda _kind, _value: _KEY)
 
 

@@ -17,7 +17,10 @@ Unlinked = Literal["no_subject", "unknown_subject", "expired"]
 
 
 class Webhook(Struct, frozen=True, kw_only=True):
-    """One verified request. `document` is what its source reads of the body, which is kept to the byte for replay."""
+    """One verified request. `document` is what its source reads of the body, which is kept to the byte for replay.
+
+    `fetched` are the objects that its source's `fetch:` got for it, by name.
+    """
 
     source: str
     id: str
@@ -29,6 +32,7 @@ class Webhook(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     document: object
+    fetched: Mapping[str, object] = {}
 
 
 class ProductIds(Struct, frozen=True, omit_defaults=True):

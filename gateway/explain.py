@@ -10,6 +10,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 from jmespath.lexer import Lexer
@@ -18,10 +19,11 @@ from msgspec import Struct, structs
 from gateway.destinations import iso
 from gateway.events import Webhook
 from gateway.expressions import EvaluationError, compile_template
+from gateway.fetches import decoded
 from gateway.functions import MAPPING, Scope, milliseconds
 from gateway.identity import PROFILES, PiiGuard, Profile, hash_identity, normalise_subject
 from gateway.money import Money
-from gateway.sources import MalformedWebhook, RuleSpec, Source, SubjectSpec, read_verified
+from gateway.sources import MalformedWebhook, RuleSpec, Source, SubjectSpec, read_verified, wanted_of
 from gateway.translate import MAX_SUBJECT, Translation, translate
 
 Resolve = Callable[[Mapping[str, str]], Mapping[str, Mapping[str, str] | None]]
@@ -55,18 +57,29 @@ class Explanation(Struct, frozen=True):
 
 
 def explain(
-    source: Source, headers: Mapping[str, str], body: bytes, profiles: Sequence[Profile], resolve: Resolve, now: int = 0
+    source: Source,
+    headers: Mapping[str, str],
+    body: bytes,
+    profiles: Sequence[Profile],
+    resolve: Resolve,
+    now: int = 0,
+    fetched: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Explanation:
-    """Explain a request of a source. Its signature is not looked at; `now` is when it was received, in ms."""
+    """Explain a request of a source. Its signature is not looked at; `now` is when it was received, in ms.
+
+    `fetched` are the objects, as JSON, that were fetched for it; nothing is fetched here.
+    """
     try:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         document = None
-    reader = _Reader(source, document, Scope(headers=headers, tables=source.tables, exponents=source.currencies))
+    objects = dict.fromkeys(source.spec.fetch) | {name: decoded(each) for name, each in fetched.items()}
+    scope = Scope(headers=headers, tables=source.tables, exponents=source.currencies, fetched=objects)
+    reader = _Reader(source, document, scope)
     title = f"{source.name}, mapping {source.version}"
     spec = structs.asdict(source.spec.webhook)
     try:
-        webhook = read_verified(headers, body, source, now)
+        webhook = read_verified(headers, body, source, now, fetched)
     except MalformedWebhook as error:
         read = [reader.step(name, each) for name, each in spec.items()]
         return Explanation(title, (Step("webhook", inside=tuple(read)), Step("refused", gave=(str(error),))))
@@ -75,6 +88,7 @@ def explain(
     others = len(source.rules) - len(source.rules_for(webhook.type))
     sections: dict[str, Iterator[Step]] = {
         "webhook": (Step(name, _expression(each), (reader.shown(values[name]),)) for name, each in spec.items()),
+        **({"fetched": _fetched(webhook, source)} if source.fetches else {}),
         "subjects, in order of trust": reader.subject_steps(resolve),
         "identity": reader.identity_steps(),
         "visitor ids in the payload": (reader.step(name, each) for name, each in source.spec.visitor.items()),
@@ -86,6 +100,17 @@ def explain(
 
 def _translated(webhook: Webhook, source: Source, profiles: Sequence[Profile]) -> Translation:
     return translate(webhook, source, profiles, lambda _name, _value: b"")
+
+
+def _fetched(webhook: Webhook, source: Source) -> Iterator[Step]:
+    """Yield what is there of what the source fetches for this webhook; what is in it, the rules tell."""
+    wanted, errors = wanted_of(webhook, source)
+    missing = {each.name: f"to be fetched from {each.url}" for each in wanted}
+    missing |= {each.name: f"fails: {each.error}" for each in errors}
+    for each in source.fetches:
+        nothing = "not needed" if each.enabled else f"off: {', '.join(source.spec.fetch[each.name].enabled_by)} not set"
+        there = "there" if each.name in webhook.fetched else missing.get(each.name, nothing)
+        yield Step(each.name, gave=(there,))
 
 
 def _rules(

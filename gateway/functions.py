@@ -45,6 +45,7 @@ class Scope(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}  # by lower-case name
     tables: Mapping[str, Mapping[str, object]] = {}
     exponents: Mapping[str, int] = {}  # the provider's exceptions to ISO 4217
+    fetched: Mapping[str, object] = {}  # by the name in `fetch:`, None for what was not fetched
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -76,7 +77,11 @@ class _Expression:
 
 Reference = _Expression
 
-EXAMPLE_SCOPE = Scope(headers={"x-shopify-topic": "orders/paid"}, tables={"plans": {"price_1": "Pro"}})
+EXAMPLE_SCOPE = Scope(
+    headers={"x-shopify-topic": "orders/paid"},
+    tables={"plans": {"price_1": "Pro"}},
+    fetched={"line_items": {"data": [{"quantity": 2}]}},
+)
 EXAMPLE_DOCUMENT: Mapping[str, object] = MappingProxyType(
     {"items": [{"sku": "b", "price": 2}, {"sku": "a", "price": 9}]}
 )
@@ -321,6 +326,20 @@ def _lookup(scope: Scope, table: object, key: object) -> object:
         known = ", ".join(sorted(scope.tables)) or "none"
         raise EvaluationError(f"`lookup` argument 1: unknown table; the file's tables are: {known}")
     return None if key is None else entries.get(_text("lookup", 2, key))
+
+
+@_function(
+    "fetched(name) -> any",
+    "The object that the file's own `fetch:` got; null when it was not fetched.",
+    "fetched('line_items').data[0].quantity",
+    2,
+    scoped=True,
+)
+def _fetched(scope: Scope, name: object) -> object:
+    if _text("fetched", 1, name) not in scope.fetched:
+        known = ", ".join(sorted(scope.fetched)) or "none"
+        raise EvaluationError(f"`fetched` argument 1: nothing is fetched by this name; the file's fetches are: {known}")
+    return scope.fetched[str(name)]
 
 
 @_function("default(value, otherwise) -> any", "The value, or the other if it is null.", "default(none, 'a')", "a")

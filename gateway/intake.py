@@ -23,14 +23,15 @@ from gateway.deliveries import (
 )
 from gateway.destinations import route, wants_late
 from gateway.events import Event, Webhook
+from gateway.fetches import FETCH
 from gateway.links import Resolution, resolve
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer
 from gateway.signatures import SignatureError, verify
-from gateway.sources import Headers, MalformedWebhook, Source, read_verified
+from gateway.sources import Headers, MalformedWebhook, Source, read_verified, wanted_of
 from gateway.telemetry import Metrics, Stopwatch, about
 from gateway.tracing import Tracing, encode_traced
-from gateway.translate import Emission, Note, Translation, event_key, translate
+from gateway.translate import Emission, Note, Translation, event_id, event_key, translate
 
 Clock = Callable[[], int]
 """Milliseconds since 1970."""
@@ -63,10 +64,11 @@ class UnknownSource(Exception):
 
 
 class KeptRequest(Struct, frozen=True):
-    """A request as it is kept for replay, sealed."""
+    """A request as it is kept for replay, sealed. `fetched` are the objects, as JSON, that were fetched for it."""
 
     headers: dict[str, str]
     body: bytes
+    fetched: dict[str, bytes] = {}
 
 
 def kept_request(stored: StoredWebhook, sealer: Sealer) -> KeptRequest:
@@ -135,14 +137,22 @@ class Intake:
         self._metrics.verified(origin, secret)
         return await self._take(headers.values, body, origin, mappings, now, stopwatch)
 
-    async def take(self, source: str, headers: Mapping[str, str], body: bytes, came_at: int | None = None) -> Received:
+    async def take(
+        self,
+        source: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        came_at: int | None = None,
+        fetched: Mapping[str, bytes] | None = None,
+    ) -> Received:
         """Keep a request whose origin is known by other means than its signature, as `receive` does.
 
-        `came_at` (ms) is when it came elsewhere: when it happened, for a sender that does not say. Raises
+        `came_at` (ms) is when it came elsewhere: when it happened, for a sender that does not say. `fetched` are all
+        objects that will ever be fetched for it; without, it may wait for some. Raises
         `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`.
         """
         mappings, origin = self._mappings(), self.source(source)
-        return await self._take(headers, body, origin, mappings, self._clock(), Stopwatch(), came_at)
+        return await self._take(headers, body, origin, mappings, self._clock(), Stopwatch(), came_at, fetched)
 
     async def _take(
         self,
@@ -153,9 +163,10 @@ class Intake:
         now: int,
         stopwatch: Stopwatch,
         came_at: int | None = None,
+        fetched: Mapping[str, bytes] | None = None,
     ) -> Received:
         try:
-            webhook = read_verified(headers, body, source, now if came_at is None else came_at)
+            webhook = read_verified(headers, body, source, now if came_at is None else came_at, fetched or {})
         except MalformedWebhook:
             self._metrics.not_taken(source, "malformed")
             raise
@@ -163,13 +174,20 @@ class Intake:
             webhook = structs.replace(webhook, received_at=now)
         stopwatch.lap("verify")
         with about(webhook_id=webhook.id):
-            return await self._keep(webhook, source, mappings, stopwatch)
+            return await self._keep(webhook, source, mappings, stopwatch, None if fetched is None else {})
 
-    async def _keep(self, webhook: Webhook, source: Source, mappings: Mappings, stopwatch: Stopwatch) -> Received:
+    async def _keep(
+        self,
+        webhook: Webhook,
+        source: Source,
+        mappings: Mappings,
+        stopwatch: Stopwatch,
+        failed: Mapping[str, str] | None,
+    ) -> Received:
         span = self._tracing.webhook(webhook, stopwatch) if self._tracing else None
         try:
             acceptance, events = await self._accept(
-                webhook, source, mappings, webhook.received_at, stopwatch, span.traceparent if span else None
+                webhook, source, mappings, webhook.received_at, stopwatch, span.traceparent if span else None, failed
             )
             receipt = await self._store.accept(acceptance)
         except BaseException as error:
@@ -191,18 +209,22 @@ class Intake:
                 self._asked()
         return Received(webhook.id, receipt)
 
-    async def replay(self, stored: StoredWebhook) -> Receipt:
+    async def replay(self, stored: StoredWebhook, failed: Mapping[str, str] | None = None) -> Receipt:
         """Translate a stored webhook again under the mappings in force.
 
-        What was sent or is pending stays as it is; what was skipped or is dead starts again. Raises `UnknownSource`,
-        `MalformedWebhook`, `StoreUnavailable`; and `ValueError` when retention has taken the body.
+        What was sent or is pending stays as it is; what was skipped or is dead starts again. `failed` says, when all
+        was fetched that ever will be, what was not and why; without, the webhook may wait for more. Raises
+        `UnknownSource`, `MalformedWebhook`, `StoreUnavailable`; and `ValueError` when retention has taken the body.
         """
         kept = kept_request(stored, self._sealer)
         mappings, source, now = self._mappings(), self.source(stored.source), self._clock()
-        webhook = read_verified(kept.headers, kept.body, source, stored.received_at)
+        webhook = read_verified(kept.headers, kept.body, source, stored.received_at, kept.fetched)
         with about(webhook_id=webhook.id):
-            acceptance, _ = await self._accept(webhook, source, mappings, now, Stopwatch(), None)
+            acceptance, events = await self._accept(webhook, source, mappings, now, Stopwatch(), None, failed)
             receipt = await self._store.replay(stored.webhook, acceptance, now)
+            if failed is not None:  # its events are made only now
+                self._metrics.made(source, acceptance, events)
+                _tell_failures(webhook, acceptance, stored.webhook)
         self._wake(receipt.due)
         return receipt
 
@@ -214,8 +236,10 @@ class Intake:
         now: int,
         stopwatch: Stopwatch,
         traceparent: str | None,
+        failed: Mapping[str, str] | None,
     ) -> tuple[Acceptance, list[Event]]:
         translation = translate(webhook, source, mappings.profiles, self._sealer.subject_key)
+        translation, waits = _until_fetched(translation, webhook, source, failed)
         self._metrics.translated(source, stopwatch.lap("translate"))
         resolution = await self._resolve(translation, now)
         stopwatch.lap("resolve")
@@ -239,7 +263,8 @@ class Intake:
             events=tuple(
                 self._event(event, emission, mappings, now, traceparent)
                 for event, emission in zip(events, emissions, strict=True)
-            ),
+            )
+            or self._fetch(webhook, waits, traceparent),
             bare_claims=tuple(NewClaim(_payment_keys(webhook, each.keys)) for each in translation.payments),
             learned=() if webhook.test else resolution.learned,  # a test teaches nothing about real people
             subjects=tuple(translation.subjects.values()),
@@ -248,6 +273,28 @@ class Intake:
             request=translation.request,
         )
         return acceptance, events
+
+    def _fetch(self, webhook: Webhook, waits: Sequence[str], traceparent: str | None) -> tuple[NewEvent, ...]:
+        """Return what stands for a webhook's events while it waits: a delivery that `Fetching` leases, like any other.
+
+        Its id is made of the objects' names, so that a replay starts again what is dead, and else changes nothing.
+        """
+        if not waits:
+            return ()
+        names = ", ".join(waits)
+        event = Event(
+            id=event_id(webhook, webhook.id, f"{FETCH} {names}", 0),
+            name="fetch",
+            at=webhook.occurred_at,
+            test=webhook.test,
+            source=webhook.source,
+            account=webhook.account,
+            webhook_id=webhook.id,
+            type=webhook.type,
+            rule=f"fetch {names}",
+        )
+        sealed = self._sealer.seal(encode_traced(event, traceparent), b"event")
+        return (NewEvent(event_key(event.id), sealed, (NewDelivery(FETCH),), at=event.at),)
 
     async def _resolve(self, translation: Translation, now: int) -> Resolution:
         found = await self._store.resolve(list(translation.subjects.values())) if translation.subjects else {}
@@ -291,6 +338,24 @@ class Intake:
         order = event.properties.get("order_id")
         told = self._sealer.seal(order.encode(), _ORDER) if isinstance(order, str) and not emission.of else None
         return NewClaim(_payment_keys(event, emission.payment.keys), event.name, emission.payment.hold, told)
+
+
+def _until_fetched(
+    translation: Translation, webhook: Webhook, source: Source, failed: Mapping[str, str] | None
+) -> tuple[Translation, Sequence[str]]:
+    """Return what holds while objects are fetched, and their names; without any, the translation and what failed.
+
+    Whom the webhook names holds from the start, so that it is forgotten with them. What it asks about data waits for
+    nothing.
+    """
+    wanted, errors = wanted_of(webhook, source)
+    notes = [Note(f"fetch {each.name}", error=each.error) for each in errors]
+    if wanted and failed is None and translation.request is None and source.rules_for(webhook.type):
+        notes += [Note(f"fetch {each.name}", skip="waits_for_fetch") for each in wanted]
+        names = sorted({each.name for each in wanted} | webhook.fetched.keys())
+        return Translation(subjects=translation.subjects, visitor=translation.visitor, notes=tuple(notes)), names
+    notes += [Note(f"fetch {name}", error=f"fetch failed: {why}") for name, why in (failed or {}).items()]
+    return (structs.replace(translation, notes=(*translation.notes, *notes)) if notes else translation), ()
 
 
 def _tell_failures(webhook: Webhook, acceptance: Acceptance, number: int) -> None:
@@ -337,4 +402,5 @@ def _digest(*parts: str) -> bytes:
 
 def _kept(webhook: Webhook) -> bytes:
     headers = {name: value for name, value in webhook.headers.items() if name not in _UNKEPT_HEADERS}
-    return msgpack.encode(KeptRequest(headers, webhook.body))
+    fetched = {name: msgspec.json.encode(each) for name, each in webhook.fetched.items()}
+    return msgpack.encode(KeptRequest(headers, webhook.body, fetched))

@@ -42,12 +42,13 @@ body: event
 
 
 class WebhookSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """One webhook of a test: a sample of the source, or a payload, and how it differs."""
+    """One webhook of a test: a sample of the source, or a payload, and how it differs; and what is fetched for it."""
 
     sample: str | None = None
     payload: object = None
     changes: object = field(default=None, name="with")
     headers: dict[str, str] = {}
+    fetched: dict[str, object] = {}
     after: str | None = None
 
 
@@ -84,6 +85,7 @@ class TestSpec(Struct, frozen=True, forbid_unknown_fields=True):
     payload: object = None
     changes: object = field(default=None, name="with")
     headers: dict[str, str] = {}
+    fetched: dict[str, object] = {}
     webhooks: list[WebhookSpec] = []
     links: list[LinkSpec] = []
     skips: list[SkipSpec] = []
@@ -271,8 +273,13 @@ class _Run:
             except ValueError as error:
                 raise _TestError(str(error), (*place, "after")) from None
         body, headers = self.request(spec, place)
+        for name in spec.fetched:
+            if name not in self.source.spec.fetch:
+                hint = suggest(name, list(self.source.spec.fetch))
+                raise _TestError(f"`{self.test.source}` fetches no `{name}`", (*place, "fetched"), hint)
+        fetched = {name: msgspec.json.encode(each) for name, each in spec.fetched.items()}
         try:
-            received = await self.intake.take(self.test.source, headers, body)
+            received = await self.intake.take(self.test.source, headers, body, fetched=fetched)
         except MalformedWebhook as error:
             raise _TestError(f"the webhook is refused as malformed: {error}", place) from None
         return received.receipt.webhook
@@ -341,13 +348,13 @@ def _anywhere() -> Destination:
 
 
 def _webhooks(spec: TestSpec) -> Iterator[tuple[WebhookSpec, tuple[str | int, ...]]]:
-    one = (spec.sample, spec.payload, spec.changes) != (None, None, None) or bool(spec.headers)
+    one = (spec.sample, spec.payload, spec.changes) != (None, None, None) or bool(spec.headers or spec.fetched)
     if one and spec.webhooks:
         raise _TestError(
             "a test has either one webhook or `webhooks`: write each one's keys in its entry", ("webhooks",)
         )
     if not spec.webhooks:
-        yield WebhookSpec(spec.sample, spec.payload, spec.changes, spec.headers), ()
+        yield WebhookSpec(spec.sample, spec.payload, spec.changes, spec.headers, spec.fetched), ()
     for index, each in enumerate(spec.webhooks):
         yield each, ("webhooks", index)
 

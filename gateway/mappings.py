@@ -37,6 +37,11 @@ class Mappings(Struct, frozen=True):
     profiles: tuple[Profile, ...]
 
     @property
+    def fetches(self) -> bool:
+        """Whether a source asks its provider for more than its webhooks say."""
+        return any(each.enabled for source in self.sources.values() for each in source.fetches)
+
+    @property
     def subjects(self) -> SubjectNames:
         """The subjects of all sources."""
         return SubjectNames(

@@ -171,7 +171,7 @@ class Privacy:
         return written
 
     async def _told(self, webhook: StoredWebhook) -> dict[str, object]:
-        body = kept_request(webhook, self._sealer).body
+        kept = kept_request(webhook, self._sealer)
         deliveries = await self._store.deliveries(webhook.webhook)
         events = {each.event: decode_event(self._sealer.open(each.event, b"event")) for each in deliveries}
         return {
@@ -179,7 +179,8 @@ class Privacy:
             "type": webhook.type,
             "id": webhook.id,
             "occurred_at": webhook.occurred_at,
-            "body": msgspec.Raw(msgspec.json.format(body, indent=-1)),  # on one line, whoever sent it
+            "body": msgspec.Raw(msgspec.json.format(kept.body, indent=-1)),  # on one line, whoever sent it
+            "fetched": {name: msgspec.Raw(msgspec.json.format(each, indent=-1)) for name, each in kept.fetched.items()},
             "events": [{"name": each.name, "at": each.at, "properties": each.properties} for each in events.values()],
             "deliveries": [{"destination": each.destination, "state": each.state.name.lower()} for each in deliveries],
         }

@@ -27,6 +27,7 @@ from gateway.destinations import (
 )
 from gateway.events import ProductIds
 from gateway.expressions import MAX_LENGTH
+from gateway.fetches import MAX_FETCHES, FetchSpec
 from gateway.functions import MAPPING
 from gateway.identity import PROFILES
 from gateway.mapping_tests import LinkSpec, SkipSpec, TestSpec, TestsSpec, WebhookSpec
@@ -259,7 +260,17 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "wait_for_link": "How long an event with subjects but no visitor waits for a link, for all rules: `5m`.",
         "currencies": "The provider's exceptions to the decimals of ISO 4217: `{ISK: 2}`.",
         "tables": "Tables for `lookup`, by name: `{plans: {price_1: Pro}}`.",
+        "fetch": "Objects that rules need and the payload lacks, by name: they are fetched from the provider, and "
+        "rules see them as `fetched('<name>')`.",
         "setup": "How the sender's endpoint is made, for `gateway check` to print.",
+    },
+    FetchSpec: {
+        "on": "A type or a list of types whose webhooks need the object; `*` matches anything.",
+        "url": "Where the object is: https://host/path/{id}?query. A placeholder is a whole segment of the path.",
+        "when": "Whether this webhook needs it. Default: always.",
+        "with": "What stands in the placeholders' places, percent-encoded. What has no value is not fetched.",
+        "headers": "The request's headers; may use `${NAME}`.",
+        "enabled_by": "The settings that switch it on: without one of them nothing is fetched, and rules see null.",
     },
     VerifySpec: {
         "scheme": "How requests are signed: `stripe` and `standard-webhooks` (Svix too) as their makers define it, "
@@ -383,6 +394,7 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "payload": "A request body written out here.",
         "with": "What is different in the body, as a JSON merge patch: null removes a key, a list is replaced whole.",
         "headers": "Request headers, over the sample's.",
+        "fetched": "The objects that the source's `fetch:` got, by name; a test fetches nothing.",
         "webhooks": "Several webhooks, one after another into one store.",
         "links": "Links that are known before the first webhook arrives.",
         "skips": "What must be recorded as skipped; there may be more.",
@@ -396,6 +408,7 @@ _ABOUT: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "payload": "A request body written out here.",
         "with": "What is different in the body, as a JSON merge patch: null removes a key, a list is replaced whole.",
         "headers": "Request headers, over the sample's.",
+        "fetched": "The objects that the source's `fetch:` got, by name; a test fetches nothing.",
         "after": "How far the clock moves before it arrives: `10s`.",
     },
     LinkSpec: {
@@ -458,6 +471,21 @@ _FORMS: Mapping[type[msgspec.Struct], Mapping[str, _Schema]] = {
             "additionalProperties": {"type": "integer", "minimum": 0},
         },
         "tables": {"additionalProperties": {"type": "object"}},
+        "fetch": {
+            "propertyNames": {**_SNAKE_CASE},
+            "maxProperties": MAX_FETCHES,
+            "additionalProperties": {"$ref": "#/$defs/FetchSpec"},
+        },
+    },
+    FetchSpec: {
+        "on": {"minItems": 1},
+        "url": {
+            "pattern": r"^https?://[^/?#{}@\s$]+(/(\{[^{}/]+\}|[^{}/?#\s$]*))*(\?[^{}#\s$]*)?$",
+            "patternErrorMessage": "Write https://host/path/{id}: a placeholder is a whole segment of the path.",
+        },
+        "with": _structure({}),
+        "headers": {"additionalProperties": {"type": "string"}},
+        "enabled_by": {"items": {"type": "string", **_SETTING}},
     },
     VerifySpec: {
         "signature": {
@@ -512,8 +540,15 @@ _FORMS: Mapping[type[msgspec.Struct], Mapping[str, _Schema]] = {
         "sample": {"type": "string"},
         "payload": _PAYLOAD,
         "with": _PATCH,
+        "fetched": {"type": "object"},
     },
-    WebhookSpec: {"sample": {"type": "string"}, "payload": _PAYLOAD, "with": _PATCH, "after": _DURATION},
+    WebhookSpec: {
+        "sample": {"type": "string"},
+        "payload": _PAYLOAD,
+        "with": _PATCH,
+        "fetched": {"type": "object"},
+        "after": _DURATION,
+    },
 }
 
 # Which keys need or exclude each other.
@@ -556,7 +591,7 @@ _CONDITIONS: Mapping[type[msgspec.Struct], _Schema] = {
     TestSpec: {
         "anyOf": [*_HAS_BODY["anyOf"], {"required": ["webhooks"], "properties": {"webhooks": {"minItems": 1}}}],
         "not": {"required": ["sample", "payload"]},
-        "allOf": [_if({name: True}, _HAS_BODY) for name in ("with", "headers")],
+        "allOf": [_if({name: True}, _HAS_BODY) for name in ("with", "headers", "fetched")],
     },
     WebhookSpec: {"oneOf": _HAS_BODY["anyOf"]},
 }

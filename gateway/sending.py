@@ -30,7 +30,7 @@ SILENCE = 10.0
 
 
 class HttpSender:
-    """Sends over pooled connections. Follows no redirects, reads at most `MAX_RESPONSE` bytes, ends by its deadline."""
+    """Sends over pooled connections. Follows no redirects, reads a bounded answer, ends by its deadline."""
 
     def __init__(self, concurrency: int, *, deadline: float = DEADLINE, connect: float = CONNECT) -> None:
         self._deadline = deadline
@@ -43,8 +43,8 @@ class HttpSender:
             follow_redirects=False,
         )
 
-    async def send(self, request: Request) -> Response:
-        """Post the request. A failure to get an answer is a response with status 0.
+    async def send(self, request: Request, *, method: str = "POST", most: int = MAX_RESPONSE) -> Response:
+        """Send the request; read `most` bytes of the answer. A failure to get one is a response with status 0.
 
         An answer whose head came and whose body did not is one too, unless it is a 2xx: that may depend on its body.
         """
@@ -56,7 +56,7 @@ class HttpSender:
             async with (
                 asyncio.timeout(self._deadline),
                 self._client.stream(
-                    "POST",
+                    method,
                     request.url,
                     headers=dict(request.headers),
                     content=request.body,
@@ -65,7 +65,7 @@ class HttpSender:
             ):
                 async for chunk in answer.aiter_raw():
                     body += chunk
-                    if len(body) >= MAX_RESPONSE:
+                    if len(body) >= most:
                         break
         except TimeoutError:
             error = _late(way, self._deadline)
@@ -79,9 +79,9 @@ class HttpSender:
             if isinstance(broken, httpx.LocalProtocolError):
                 way.step = Step.WAIT  # refused on our side, before its first byte
         else:
-            return Response(way.status, way.headers, bytes(body[:MAX_RESPONSE]), _redirect(way))
+            return Response(way.status, way.headers, bytes(body[:most]), _redirect(way))
         if way.status >= 300:
-            return Response(way.status, way.headers, bytes(body[:MAX_RESPONSE]), _redirect(way) or error)
+            return Response(way.status, way.headers, bytes(body[:most]), _redirect(way) or error)
         return Response(0, error=error, uncertain=way.step >= Step.SEND)
 
     async def close(self) -> None:

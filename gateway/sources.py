@@ -5,19 +5,32 @@ functions. `read` turns a request into a `Webhook`.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.deliveries import Privacy
-from gateway.documents import Diagnostic, Document, MappingErrors, Place, Variables, duration, shaped_as, substitute
+from gateway.documents import (
+    Diagnostic,
+    Document,
+    MappingErrors,
+    Place,
+    Variables,
+    duration,
+    shaped_as,
+    substitute,
+    suggest,
+)
 from gateway.events import Kind, Webhook
 from gateway.expressions import EvaluationError, Projection, compile_projection, template_errors
-from gateway.functions import MAPPING, Scope, milliseconds
+from gateway.fetches import MAX_FETCHES, Fetch, FetchSpec, Wanted, decoded, is_header, is_name, url_mistake, wanted_by
+from gateway.functions import MAPPING, Function, Scope, milliseconds
 from gateway.signatures import Verification, VerifySpec, compile_verification, verify
 
 Evaluate = Callable[[object, Scope | None], object]
@@ -102,6 +115,7 @@ class SourceSpec(Struct, frozen=True, forbid_unknown_fields=True):
     wait_for_link: str | None = None
     currencies: dict[Annotated[str, Meta(pattern="^[A-Z]{3}$")], Annotated[int, Meta(ge=0, le=8)]] = {}
     tables: dict[str, dict[str, object]] = {}
+    fetch: dict[str, FetchSpec] = {}
     setup: SetupSpec = field(default_factory=SetupSpec)
 
 
@@ -142,6 +156,7 @@ class Source(Struct):
     rules: tuple[Rule, ...]
     currencies: Mapping[str, int]
     tables: Mapping[str, Mapping[str, object]]
+    fetches: tuple[Fetch, ...]
     spec: SourceSpec
     _by_type: dict[str, tuple[Rule, ...]] = {}
 
@@ -178,8 +193,17 @@ def read(headers: Headers, body: bytes, source: Source, now: int) -> Webhook:
     return read_verified(headers.values, body, source, now)
 
 
-def read_verified(headers: Mapping[str, str], body: bytes, source: Source, now: int) -> Webhook:
-    """Return a request whose signature was checked before (a stored webhook) as a webhook."""
+def read_verified(
+    headers: Mapping[str, str],
+    body: bytes,
+    source: Source,
+    now: int,
+    fetched: Mapping[str, bytes] = MappingProxyType({}),
+) -> Webhook:
+    """Return a request whose signature was checked before (a stored webhook) as a webhook.
+
+    `fetched` are the objects, as JSON, that were fetched for it.
+    """
     if "content-encoding" in headers and headers["content-encoding"].strip().lower() not in {"", "identity"}:
         raise MalformedWebhook(f"the body is {headers['content-encoding'][:20]}-encoded; send it as it is")
     try:
@@ -203,6 +227,7 @@ def read_verified(headers: Mapping[str, str], body: bytes, source: Source, now: 
         headers=headers,
         body=body,
         document=document,
+        fetched={name: decoded(each) for name, each in fetched.items()},
     )
 
 
@@ -228,7 +253,35 @@ def _moment(value: object, now: int) -> int:
 
 def scope_of(webhook: Webhook, source: Source) -> Scope:
     """Return what the functions of a mapping may know of a webhook besides its body."""
-    return Scope(headers=webhook.headers, tables=source.tables, exponents=source.currencies)
+    known = {each: webhook.fetched.get(each) for each in source.spec.fetch}
+    return Scope(headers=webhook.headers, tables=source.tables, exponents=source.currencies, fetched=known)
+
+
+class FetchError(Struct, frozen=True):
+    """Why an object cannot be fetched for a webhook. No personal data."""
+
+    name: str
+    error: str
+
+
+def wanted_of(webhook: Webhook, source: Source) -> tuple[list[Wanted], list[FetchError]]:
+    """Return the objects that a webhook needs and does not have, and those of which it cannot be said which."""
+    wanted: list[Wanted] = []
+    errors: list[FetchError] = []
+    if not source.fetches:
+        return wanted, errors
+    scope = scope_of(webhook, source)
+    for each in source.fetches:
+        if not each.enabled or each.name in webhook.fetched or not any(matches(webhook.type, on) for on in each.on):
+            continue
+        try:
+            found = wanted_by(each, webhook.document, scope)
+        except EvaluationError as error:
+            errors.append(FetchError(each.name, str(error)))
+            continue
+        if found is not None:
+            wanted.append(found)
+    return wanted, errors
 
 
 def compile_source(document: Document, version: str, variables: Variables) -> Source:
@@ -251,6 +304,7 @@ def compile_source(document: Document, version: str, variables: Variables) -> So
         rules=plan.rules,
         currencies=plan.spec.currencies,
         tables=plan.spec.tables,
+        fetches=tuple(_fetch(name, each, plan.compiled, variables) for name, each in plan.spec.fetch.items()),
         spec=plan.spec,
     )
 
@@ -281,7 +335,7 @@ def _plan(document: Document) -> _Plan:
             "identity": _block(spec.identity),
         },
     }
-    checker.expressions(templates["webhook",], ("webhook",))
+    checker.expressions(templates["webhook",], ("webhook",), _BEFORE)
     for name, each in subjects.items():
         inside: Place = () if isinstance(spec.subjects[name], str) else ("value",)
         checker.expressions(each.value, ("subjects", name, *inside))
@@ -294,6 +348,9 @@ def _plan(document: Document) -> _Plan:
             checker.expressions(getattr(rule, key), place)
             templates[place] = _keys(getattr(rule, key)) if key in {"once", "of"} else getattr(rule, key)
         checker.rule(rule, index)
+    for name, fetch in spec.fetch.items():
+        templates["fetch", name, "when"], templates["fetch", name, "with"] = fetch.when, fetch.values
+        checker.fetch(fetch, name, spec.rules)
     if checker.diagnostics:
         return _Plan(spec, tuple(checker.diagnostics), subjects, compile_projection((), MAPPING), {}, ())
     projection = compile_projection(list(templates.values()), MAPPING)
@@ -304,6 +361,9 @@ def _plan(document: Document) -> _Plan:
     )
     return _Plan(spec, (), subjects, projection, compiled, rules)
 
+
+_BEFORE = {name: each for name, each in MAPPING.items() if name != "fetched"}
+"""What may be called before anything is fetched."""
 
 RULE_TEMPLATES = ("when", "once", "of", "state_of", "at", "properties", "context")
 """The keys of a rule that hold expressions."""
@@ -332,6 +392,23 @@ def _rule(spec: RuleSpec, name: str, index: int, wait_for_link: int, compiled: M
     )
 
 
+def _fetch(name: str, spec: FetchSpec, compiled: Mapping[Place, Evaluate], variables: Variables) -> Fetch:
+    return Fetch(
+        name=name,
+        on=fetch_types(spec),
+        when=compiled["fetch", name, "when"],
+        values=compiled["fetch", name, "with"],
+        url=spec.url,
+        headers={header: substitute(text, variables) for header, text in spec.headers.items()},
+        enabled=all(variables(each) for each in spec.enabled_by),
+    )
+
+
+def fetch_types(spec: FetchSpec) -> tuple[str, ...]:
+    """Return the types and patterns of an `on` in `fetch:`."""
+    return (spec.on,) if isinstance(spec.on, str) else tuple(spec.on)
+
+
 def _names(rules: Sequence[RuleSpec]) -> list[str]:
     """Return what skips, errors and tests call each rule: its name, or one that no other rule has."""
     names: list[str] = []
@@ -346,19 +423,65 @@ def rule_types(spec: RuleSpec) -> tuple[str, ...]:
     return (spec.on,) if isinstance(spec.on, str) else tuple(spec.on)
 
 
+_FETCHED = re.compile(r"\bfetched\(\s*'([^'\\]*)'")
+
+
+def _names_fetched(node: object, path: Place) -> Iterator[tuple[Place, int, str]]:
+    """Yield what a template says that is fetched: where, how many characters into its text, and the name."""
+    if isinstance(node, str):
+        for found in _FETCHED.finditer(node):
+            yield path, found.start(1) - 1, found[1]
+    elif isinstance(node, dict) and node.keys() != {"const"}:
+        for key, each in node.items():
+            yield from _names_fetched(each, (*path, key))
+    elif isinstance(node, list):
+        for index, each in enumerate(node):
+            yield from _names_fetched(each, (*path, index))
+
+
 class _Checker:
     """Checks the parts of one document, collecting a diagnostic for each mistake on the way."""
 
     def __init__(self, document: Document, diagnostics: list[Diagnostic]) -> None:
         self.document = document
         self.diagnostics = diagnostics
+        data = document.data if isinstance(document.data, dict) else {}
+        fetch = data.get("fetch")
+        self.known = list(map(str, fetch)) if isinstance(fetch, dict) else []
 
     def complain(self, place: Place, message: str, offset: int | None = None) -> None:
         self.diagnostics.append(self.document.diagnostic(place, message, offset=offset))
 
-    def expressions(self, node: object, place: Place) -> None:
-        for error in template_errors(node, MAPPING):
-            self.complain((*place, *error.path), error.message, error.offset)
+    def expressions(self, node: object, place: Place, functions: Mapping[str, Function] = MAPPING) -> None:
+        for path, offset, name in _names_fetched(node, ()):
+            if functions is MAPPING and name not in self.known:
+                hint = suggest(name, self.known)
+                message = f"nothing is fetched as `{name}`" + (f"; {hint}" if hint else "")
+                self.complain((*place, *path), message, offset)
+        for error in template_errors(node, functions):
+            early = functions is _BEFORE and "`fetched`" in error.message
+            message = "`fetched` is for `subjects`, `visitor`, `identity` and `rules`: nothing is fetched before"
+            self.complain((*place, *error.path), message if early else error.message, error.offset)
+
+    def fetch(self, spec: FetchSpec, name: str, rules: Sequence[RuleSpec]) -> None:
+        place: Place = ("fetch", name)
+        if not is_name(name):
+            self.complain(place, f"`{name}`: write what is fetched in snake_case, such as line_items")
+        if self.known.index(name) == MAX_FETCHES:
+            self.complain(place, f"a source may fetch {MAX_FETCHES} objects at most")
+        if not fetch_types(spec):
+            self.complain((*place, "on"), "name at least one type in `on`")
+        if mistake := url_mistake(spec.url, list(spec.values)):
+            self.complain((*place, "url"), mistake)
+        for header in spec.headers:
+            if not is_header(header):
+                self.complain((*place, "headers", header), f"`{header}` is no header that may be set")
+        self.expressions(spec.when, (*place, "when"), _BEFORE)
+        self.expressions(spec.values, (*place, "with"), _BEFORE)
+        asking = [each for rule in rules if rule.privacy is not None for each in rule_types(rule)]
+        for each in fetch_types(spec):
+            if any(matches(one, each) or matches(each, one) for one in asking):
+                self.complain((*place, "on"), f"`{each}` asks about somebody's data, and that waits for nothing")
 
     def duration(self, text: str | None, place: Place) -> int:
         try:

@@ -378,13 +378,16 @@ class StoreView(Collector):
                 for name, each in held.items()
             ],
         )
+        # As above: without its 0 the first delivery that dies could not be seen as one more.
+        none = dict.fromkeys(self._mappings().destinations, Counts(0, 0, 0, 0, 0))
+        counted = {} if self._counts is None else none | dict(self._counts)
         yield _gauge(
             "gateway_stored_deliveries",
             "Deliveries in the store by state: together, all that were accepted and are not past retention.",
             ["destination", "state"],
             [
                 ((name, state), float(getattr(each, state)))
-                for name, each in (self._counts or {}).items()
+                for name, each in counted.items()
                 for state in ("sent", "skipped", "pending", "dead")
             ],
         )
@@ -572,7 +575,9 @@ def configure_logs(*, json: bool, quiet: bool = False) -> None:
         processors=[*processors, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Nothing is logged of a webhook that goes well, so a line may cost what it does; and who logged before this was
+        # called would otherwise go on as before.
+        cache_logger_on_first_use=False,
     )
     for chatty in ("httpx", "httpcore"):  # they tell URLs, secrets included, to whoever listens to more than warnings
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -14,6 +14,7 @@ from gateway.deliveries import (
     State,
 )
 from gateway.events import decode_event
+from gateway.fetches import without_fetches
 from gateway.money import Money, to_major
 from gateway.sealing import Sealer, SealError
 from gateway.store.opening import Store
@@ -70,7 +71,8 @@ class Tally:
         for each in page:
             self._add(each)
 
-    def _add(self, each: Accounted) -> None:
+    def _add(self, whole: Accounted) -> None:
+        each = without_fetches(whole)
         self.webhooks += 1
         source = self._sources.setdefault(each.source, Counter())
         source["webhooks"] += 1

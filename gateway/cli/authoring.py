@@ -212,7 +212,8 @@ def explain_command(what: str, file: str | None, header: tuple[str, ...], path: 
             found += 1
             expect_known(webhook.source, mappings.sources, "source")
             source = mappings.sources[webhook.source]
-            told = explain(source, kept.headers, kept.body, mappings.profiles, store.linked, webhook.received_at)
+            came, profiles = webhook.received_at, mappings.profiles
+            told = explain(source, kept.headers, kept.body, profiles, store.linked, came, kept.fetched)
             click.echo("\n".join(lines(told)))
             _tell_deliveries(store.deliveries(webhook.webhook))
     if not found:

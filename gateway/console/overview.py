@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from gateway.deliveries import Accounted, Backlog, Counts, FoundWebhook, State, Wanted
 from gateway.events import decode_event
+from gateway.fetches import FETCH, without_fetches
 from gateway.mappings import Mappings
 from gateway.sealing import Sealer, SealError
 from gateway.store.opening import Store
@@ -148,7 +149,7 @@ async def _stitched(store: Store, sealer: Sealer, times: Sequence[int]) -> tuple
 def _with_visitor(page: Sequence[Accounted], sealer: Sealer) -> tuple[int, int]:
     events = stitched = 0
     for each in page:
-        for sealed in each.events.values():
+        for sealed in without_fetches(each).events.values():
             try:
                 event = decode_event(sealer.open(sealed, b"event"))
             except (SealError, msgspec.MsgspecError):
@@ -171,7 +172,7 @@ def _destinations(
         waits = backlog.get(name, empty)
         return Destination(
             name=name,
-            on=name in mappings.destinations,
+            on=name in mappings.destinations or name == FETCH,
             resting=breakers.get(name, False),
             counts=counts.get(name, nothing),
             due=waits.due,

@@ -417,7 +417,7 @@ class _Console:
                 raise Refused(f"no mapping defines the source `{stored.source}` now")
             profiles = self.mappings().profiles
             told = await asyncio.to_thread(
-                explain, source, kept.headers, kept.body, profiles, lambda _: {}, stored.received_at
+                explain, source, kept.headers, kept.body, profiles, lambda _: {}, stored.received_at, kept.fetched
             )
             template = "explained-part.html" if _by_htmx(request) else "explained.html"
             return self.show(request, template, told=told, number=number)

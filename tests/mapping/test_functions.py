@@ -61,7 +61,7 @@ def test_the_gateways_functions_are_these() -> None:
     own = (
         "header money money_minor minor major currency iso8601 epoch epoch_ms to_date lower upper trim replace split "
         "default coalesce sha256 hmac_sha256 uuid5 regex_match regex_replace add subtract multiply divide round lookup "
-        "root base64"
+        "root base64 fetched"
     )
     assert set(MAPPING) - set(STANDARD) == set(own.split())
 

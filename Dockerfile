@@ -1,4 +1,4 @@
-# The gateway as an image of its own: `docker build -t webhook-gateway .`, then see the README, "Run it in a container".
+# The gateway as an image of its own: `docker build -t webhook-translation-gateway .`, then see the README, "Run it in a container".
 #
 # The base is a tag, so that a new build has its patches. For builds that do not change, name the digest that
 # `docker buildx imagetools inspect python:3.12-slim-trixie` prints:

@@ -83,7 +83,7 @@ async def test_the_redis_of_compose_leaves_nothing_to_warn_of(tmp_path: Path) ->
 
 
 def test_compose_builds_this_version() -> None:
-    assert compose()["gateway"]["image"] == f"webhook-gateway:{__version__}"
+    assert compose()["gateway"]["image"] == f"webhook-translation-gateway:{__version__}"
 
 
 def test_the_changelog_has_this_version() -> None:

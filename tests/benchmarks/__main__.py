@@ -1,100 +1,84 @@
-"""`python -m tests.benchmarks [--large]`: what the gateway costs, as ratios within one run on this machine."""
+"""`python -m tests.benchmarks [PART …] [--quick | --large] [--without-node] [--into FILE]`: measure all, in one run.
 
-import hmac
-import multiprocessing
-import socket
-import statistics
-import subprocess
+Each part's tables are printed when it is done, and put into FILE beside what other parts measured before. A quick run
+proves that the code works; its figures are worth nothing, so they are kept only in a FILE that it is given.
+"""
+
+import argparse
+import os
 import sys
-import tempfile
 import time
-import timeit
-from collections.abc import Callable
-from functools import partial
+import traceback
+from pathlib import Path
 
-from gateway.signatures import Scheme, VerifySpec, compile_verification, sign, verify
-from tests.benchmarks import answers, delivery, links, mapping, stores
-from tests.benchmarks.answers import webhooks
-from tests.benchmarks.documents import session
-from tests.benchmarks.load import Result, load
-from tests.benchmarks.servers import SECRET
+from tests.benchmarks.machine import machine
+from tests.benchmarks.parts import PARTS, RESULTS, Ran, Results, read, write
+from tests.benchmarks.report import Asked, Scale, show
 
-WEBHOOKS = 20_000
-ROUNDS = 3
+CORES = 2
+SLOW_DOWN = {"quick": 0.1, "default": 1.0, "large": 4.0}
 
 
-def measure(name: str, requests: list[bytes]) -> Result:
-    """Run one server on core 0 and load it from core 1."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.benchmarks.servers", name, str(port), folder]
-        process = subprocess.Popen(command)
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them by default")
+    scales = parser.add_mutually_exclusive_group()
+    scales.add_argument("--quick", dest="scale", action="store_const", const="quick", help="only prove that it works")
+    scales.add_argument("--large", dest="scale", action="store_const", const="large", help="with millions; takes long")
+    parser.add_argument("--without-node", dest="node", action="store_false", help="leave out the recipe for Express")
+    parser.add_argument("--into", type=Path, metavar="FILE", help=f"{RESULTS.name} beside this file, but for --quick")
+    given = parser.parse_args()
+    scale: Scale = given.scale or "default"
+    if unknown := [name for name in given.parts if name not in PARTS]:
+        parser.error(f"there is no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
+    if len(os.sched_getaffinity(0)) < CORES:
+        parser.error("what is measured and who asks it need a core each, and this process may use only one")
+    into = given.into or (None if scale == "quick" else RESULTS)
+    sys.exit(measure(given.parts or list(PARTS), Asked(scale, given.node), into))
+
+
+def measure(names: list[str], asked: Asked, into: Path | None) -> int:
+    """Run these parts, and keep what they find. A part that fails leaves the others alone; returns how many failed."""
+    results: Results = read(into) if into else {}
+    minutes = {name: _minutes(name, asked, results) for name in names}
+    took: dict[str, float] = {}
+    failed: list[str] = []
+    began = time.monotonic()
+    for place, name in enumerate(names):
+        left, after = sum(minutes[each] for each in names[place:]), names[place + 1 :]
+        _say(f"{name} ({place + 1} of {len(names)}): some {minutes[name]:.1f} min; {left:.0f} min left, then")
+        _say(f"    {', '.join(after) or 'nothing'}")
+        here, started = machine(), time.monotonic()
         try:
-            _wait(port)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                pool.apply(load, (port, requests[:500], 1))
-                return pool.apply(load, (port, requests[500:], 1))
-        finally:
-            process.terminate()
-            process.wait()
+            tables = PARTS[name].measure(asked)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        took[name] = round(time.monotonic() - started, 1)
+        results[name] = Ran(asked.scale, here, took[name], tuple(tables))
+        print(f"\n## {PARTS[name].title}")
+        show(tables)
+        if into:
+            write(into, results)
+    _say(f"done in {(time.monotonic() - began) / 60:.1f} min" + (f"; the figures are in {into}" if into else ""))
+    for name, seconds in took.items():
+        _say(f"    {name}: {seconds:.0f} s")
+    if failed:
+        _say(f"failed, see above; what was measured of them before still stands: {', '.join(failed)}")
+    return len(failed)
 
 
-def _wait(port: int) -> None:
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise RuntimeError("the server did not start")
+def _minutes(name: str, asked: Asked, before: Results) -> float:
+    """Return how long a part may take: as long as last time, if it ran on this scale before."""
+    if name in before and before[name].scale == asked.scale:
+        return before[name].took / 60
+    return PARTS[name].minutes * SLOW_DOWN[asked.scale]
 
 
-def ingest() -> None:
-    requests = webhooks(WEBHOOKS)
-    print(f"\nDurable ingest: {len(session()):,} bytes a webhook, two deliveries each, one core, 32 connections")
-    print(f"{'':32} webhooks/s   of bare   p99 ms   failures")
-    rates: dict[str, list[Result]] = {"handler": [], "asgi": [], "gateway": []}
-    for _ in range(ROUNDS):
-        for name, results in rates.items():
-            results.append(measure(name, requests))
-    bare = statistics.median(result.rate for result in rates["handler"])
-    titles = {"handler": "bare Litestar handler", "asgi": "bare Litestar @asgi route", "gateway": "gateway, durable"}
-    for name, results in rates.items():
-        rate, p99 = statistics.median(r.rate for r in results), statistics.median(r.p99 for r in results)
-        print(f"{titles[name]:32} {rate:10,.0f} {rate / bare:9.2f} {p99:8.1f} {sum(r.failures for r in results):10}")
-
-
-def micro(function: Callable[[], object]) -> float:
-    """Microseconds of one call: the best of several rounds."""
-    timer = timeit.Timer(function)
-    number, _ = timer.autorange()
-    return min(timer.repeat(5, number)) / number * 1e6
-
-
-def verification() -> None:
-    body = session()
-    key = SECRET.encode()
-    now = time.time()
-    rows = {"hmac.digest alone": micro(lambda: hmac.digest(key, body, "sha256"))}
-    schemes: tuple[Scheme, ...] = ("stripe", "hmac")
-    for scheme in schemes:
-        header = "x-signature" if scheme == "hmac" else None
-        checked = compile_verification(VerifySpec(scheme=scheme, secrets=SECRET, header=header))
-        headers = sign(checked, body, now)
-        rows[f"verify, scheme {scheme}"] = micro(partial(verify, checked, headers, body, now))
-    print(f"\nVerification of {len(body):,} bytes{'':25} µs   of hmac.digest")
-    for name, took in rows.items():
-        print(f"{name:50} {took:9.1f} {took / rows['hmac.digest alone']:10.1f}")
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    verification()
-    ingest()
-    delivery.main()  # from here on this process is pinned to one core
-    mapping.main()
-    large = "--large" in sys.argv[1:]
-    links.main(large=large)
-    stores.main(large=large)
-    answers.main(large=large)
+    main()

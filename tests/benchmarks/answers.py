@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.answers [--large]`: how long a webhook waits for its answer while a destination is dead.
+"""`python -m tests.benchmarks answers [--large]`: how long a webhook waits for its answer while a destination is dead.
 
-`gateway serve` runs on core 1 with two destinations, a hundred events a request; senders, sinks and Redis share core 0.
-Webhooks come at a steady pace, well below what the gateway could take, whether those before them were answered or not;
-so what one waits for the others counts. In turns, by a gateway of its own each time:
+`gateway serve` has a core of its own and two destinations, a hundred events a request; senders, collectors and Redis
+share the other. Webhooks come at a steady pace, well below what the gateway could take, whether those before them were
+answered or not; so what one waits for the others counts. In turns, by a gateway of its own each time:
 
 * both destinations are well;
 * one refuses connections;
@@ -13,14 +13,8 @@ The first is what the others are compared with. Of the rounds the median counts.
 """
 
 import asyncio
-import json
-import os
-import shutil
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict, deque
@@ -29,7 +23,6 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import cast
-from urllib.request import urlopen
 
 import uvloop
 from msgspec import Struct
@@ -37,51 +30,21 @@ from msgspec import Struct
 from gateway.clock import now_ms
 from gateway.deliveries import Acceptance, NewDelivery, NewEvent
 from gateway.events import encode_event
-from gateway.mappings import bundled
 from gateway.sealing import Sealer, parse_key
-from gateway.signatures import VerifySpec, compile_verification, sign
 from gateway.store.opening import Store
 from gateway.store.redis import RedisStore
 from gateway.store.sqlite import SqliteStore
 from gateway.translate import event_key
-from tests.benchmarks.delivery import event, sink
-from tests.benchmarks.documents import session
-from tests.benchmarks.load import post
-from tests.benchmarks.servers import SECRET
+from tests.benchmarks.delivery import event
+from tests.benchmarks.payments import webhooks
+from tests.benchmarks.report import Asked, Cell, Scale, Table, asked, show, step
+from tests.benchmarks.servers import KEY, OTHERS, gateway, on_core, sink
 from tests.benchmarks.stores import APPENDING, filled, redis
-from tests.stores.servers import free_port
 
 PER_SECOND = 400
 CONNECTIONS = 64
-WEBHOOKS = 2_400
 WARM_UP = 400
-ROUNDS = 3
-BACKLOG = 20_000
-LARGE = 1_000_000
-START_WITHIN = 60.0
-KEY = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
-DESTINATION = """
-destination: {name}
-enabled_by: [SINK]
-endpoint: {url}/webhooks/sink
-event: {{id: id, event_name: name, timestamp: at, properties: "merge(properties, {{amount: minor(properties.value)}})"}}
-body: {{events: events}}
-batch: {{max_events: 100, max_bytes: 1000000}}
-"""
-
-
-def webhooks(number: int, first: int = 0) -> list[bytes]:
-    """Return signed requests, each a payment of its own."""
-    document = json.loads(session())
-    verification = compile_verification(VerifySpec(scheme="stripe", secrets=SECRET))
-    requests = []
-    for index in range(first, first + number):
-        document["id"] = f"evt_{index}"
-        document["data"]["object"]["id"] = f"cs_{index}"
-        document["data"]["object"]["payment_intent"] = f"pi_{index}"
-        body = json.dumps(document, separators=(",", ":")).encode()
-        requests.append(post("/webhooks/stripe", body, sign(verification, body, time.time())))
-    return requests
+SEALER = Sealer(parse_key(KEY))
 
 
 class State(Struct, frozen=True):
@@ -183,9 +146,6 @@ def _backlog(number: int) -> Acceptance:
     )
 
 
-SEALER = Sealer(parse_key(KEY))
-
-
 async def _fill(address: str, number: int) -> None:
     store: Store
     if address.startswith("sqlite:///"):
@@ -196,58 +156,15 @@ async def _fill(address: str, number: int) -> None:
     await store.close()
 
 
-@contextmanager
-def gateway(address: str, folder: Path, first: str, second: str) -> Iterator[int]:
-    """Run a gateway on core 1 while the block runs; yields its port."""
-    mappings = folder / "mappings"
-    (mappings / "destinations").mkdir(parents=True, exist_ok=True)
-    (mappings / "sources").mkdir(exist_ok=True)
-    shutil.copy(bundled() / "sources" / "stripe.yaml", mappings / "sources")
-    for name, url in (("first", first), ("second", second)):
-        (mappings / "destinations" / f"{name}.yaml").write_text(DESTINATION.format(name=name, url=url))
-    environment = {
-        **os.environ,
-        "GATEWAY_STORE": address,
-        "GATEWAY_SECRET_KEY": KEY,
-        "GATEWAY_MAPPINGS": str(mappings),
-        "STRIPE_WEBHOOK_SECRET": SECRET,
-        "SINK": "on",
-    }
-    port = free_port()
-    command = [sys.executable, "-m", "gateway", "serve", "--port", str(port)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    os.sched_setaffinity(process.pid, {1})
-    try:
-        _wait(f"http://127.0.0.1:{port}/livez", folder / "log")
-        yield port
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-def _wait(url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_WITHIN
-    while True:
-        try:
-            urlopen(url).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise RuntimeError(log.read_text()) from None
-            time.sleep(0.05)
-        else:
-            return
-
-
-def measure(address: str, state: State, url: str, first: int) -> float:
-    """Return the p99 of one run, in ms. Its webhooks are numbered from `first` on."""
+def measure(address: str, state: State, url: str, number: int, first: int = 0) -> float:
+    """Return the p99 of one run of so many webhooks, in ms. They are numbered from `first` on."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    requests = webhooks(WARM_UP + WEBHOOKS, first)  # only now, as a signature is good for minutes
-    second = dead if state.dead else url
-    with tempfile.TemporaryDirectory() as folder, gateway(address, Path(folder), url, second) as port:
-        uvloop.run(paced(port, requests[:WARM_UP]))
-        times = uvloop.run(paced(port, requests[WARM_UP:]))
+    requests = webhooks(WARM_UP + number, first)  # only now, as a signature is good for minutes
+    urls = (url, dead if state.dead else url)
+    with tempfile.TemporaryDirectory() as folder, gateway(Path(folder), address, urls) as served:
+        uvloop.run(paced(served.port, requests[:WARM_UP]))
+        times = uvloop.run(paced(served.port, requests[WARM_UP:]))
     return times[int(len(times) * 0.99)]
 
 
@@ -259,36 +176,60 @@ def sqlite() -> Iterator[str]:
 
 @contextmanager
 def shared() -> Iterator[str]:
-    with redis(*APPENDING, "everysec") as server:
+    with redis(*APPENDING, "everysec", core=OTHERS) as server:
         yield server.url
 
 
 STORES = {"SQLite": sqlite, "Redis, `appendfsync everysec`": shared}
 
 
-def main(*, large: bool) -> None:
-    backlog = LARGE if large else BACKLOG
-    os.sched_setaffinity(0, {0})
-    print(f"\n### p99 of the webhook's answer at {PER_SECOND} a second, in ms\n")
-    print("| |" + "".join(f" {name} | of well |" for name in STORES) + "\n|---|" + "---:|" * 2 * len(STORES))
+class Size(Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int
+    webhooks: int
+    backlog: int
+    stores: tuple[str, ...] = tuple(STORES)
+
+
+SIZES: dict[Scale, Size] = {
+    "quick": Size(1, 100, 500, ("SQLite",)),
+    "default": Size(3, 1_600, 20_000, ("SQLite",)),
+    "large": Size(1, 4_000, 1_000_000),
+}
+
+
+def main(asked: Asked) -> list[Table]:
+    """Measure all states in turns; on Redis, too, if much is asked for."""
+    size = SIZES[asked.scale]
     took: dict[tuple[str, State], list[float]] = defaultdict(list)
-    with sink() as url:
-        for _ in range(1 if large else ROUNDS):
-            for name, store in STORES.items():
-                for state in STATES[:2]:
-                    with store() as address:
-                        took[name, state].append(measure(address, state, url, 0))
-                with store() as address:
-                    uvloop.run(_fill(address, backlog))
-                    for number, state in enumerate(STATES[2:]):
-                        took[name, state].append(measure(address, state, url, number * (WARM_UP + WEBHOOKS)))
+    with sink() as collector, on_core(OTHERS):
+        for turn in range(size.rounds):
+            for name in size.stores:
+                step(f"{name}, round {turn + 1} of {size.rounds}")
+                _round(name, size, collector.url, took)
+    rows: list[tuple[Cell, ...]] = []
     for state in STATES:
-        cells = []
-        for name in STORES:
+        cells: list[Cell] = []
+        for name in size.stores:
             mine, well = (statistics.median(took[name, each]) for each in (state, STATES[0]))
-            cells += [f"{mine:.1f}", f"{mine / well:.2f}"]
-        print(f"| {state.title.format(backlog=f'{backlog:,}')} | {' | '.join(cells)} |")
+            cells += [mine, mine / well]
+        rows.append((state.title.format(backlog=f"{size.backlog:,}"), *cells))
+    title = f"p99 of the webhook's answer at {PER_SECOND} a second, in ms"
+    columns = ("", *(title for name in size.stores for title in (name, f"{name}: of well")))
+    return [Table("answers", title, columns, tuple(rows))]
+
+
+def _round(name: str, size: Size, url: str, took: dict[tuple[str, State], list[float]]) -> None:
+    for state in STATES[:2]:
+        with STORES[name]() as address:
+            took[name, state].append(measure(address, state, url, size.webhooks))
+    with STORES[name]() as address:
+        uvloop.run(_fill(address, size.backlog))
+        for place, state in enumerate(STATES[2:]):
+            first = place * (WARM_UP + size.webhooks)
+            took[name, state].append(measure(address, state, url, size.webhooks, first))
 
 
 if __name__ == "__main__":
-    main(large="--large" in sys.argv[1:])
+    show(main(asked()))

@@ -1,19 +1,14 @@
-"""`python -m tests.benchmarks.delivery`: how fast a loop empties the store into a local sink, against bare httpx.
+"""`python -m tests.benchmarks delivery`: how fast a loop empties the store into a local sink, against bare httpx.
 
-The sink runs on core 0, the loop on core 1. The bare loop posts the very bytes that the gateway's loop posts, over a
+Loop and sink have a core each. The bare loop posts the very bytes that the gateway's loop posts, over a
 client of the same settings and with as many requests at a time, and neither reads nor settles anything.
 """
 
 import asyncio
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
@@ -29,10 +24,12 @@ from gateway.sealing import Sealer
 from gateway.sending import HttpSender
 from gateway.store.sqlite import SqliteStore
 from gateway.translate import event_key
+from tests.benchmarks.report import Asked, Cell, Table, asked, show, step
+from tests.benchmarks.servers import MEASURED, on_core, sink
 
-EVENTS = 6_000
 ROUNDS = 3
-BATCHES = (1, 20, 100)
+BATCHES = {1: 2_000, 20: 6_000, 100: 12_000}
+"""Events a request, and how many are sent in a round."""
 NOW = 1_800_000_000_000
 SEALER = Sealer(b"k" * 32)
 
@@ -74,8 +71,8 @@ def event(number: int) -> Event:
     )
 
 
-async def accepted(store: SqliteStore) -> None:
-    """Put all events into the store, one a webhook."""
+async def accepted(store: SqliteStore, events: int) -> None:
+    """Put events into the store, one a webhook."""
 
     def acceptance(number: int) -> Acceptance:
         made = event(number)
@@ -94,8 +91,13 @@ async def accepted(store: SqliteStore) -> None:
             events=(NewEvent(event_key(made.id), SEALER.seal(encode_event(made), b"event"), (NewDelivery("sink"),)),),
         )
 
-    for start in range(0, EVENTS, 500):
-        await asyncio.gather(*(store.accept(acceptance(number)) for number in range(start, start + 500)))
+    for start in range(0, events, 500):
+        numbers = range(start, min(start + 500, events))
+        await asyncio.gather(*(store.accept(acceptance(number)) for number in numbers))
+
+
+Way = Callable[[str, int, int], Coroutine[None, None, float]]
+"""Sends so many events to a URL, so many a request; returns events a second."""
 
 
 class Counting:
@@ -119,13 +121,13 @@ class Counting:
         await self._sender.close()
 
 
-async def delivered(url: str, batch: int) -> float:
+async def delivered(url: str, batch: int, events: int) -> float:
     """Return events a second of the gateway's own loop, with SQLite, sealing, rendering and settling."""
     to = destination(url, batch)
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore.open(Path(folder) / "g.db", SEALER.fingerprint())
-        await accepted(store)
-        sender = Counting(to.concurrency, -(-EVENTS // batch))
+        await accepted(store, events)
+        sender = Counting(to.concurrency, -(-events // batch))
         loop = DeliveryLoop("sink", lambda: to, store, SEALER, sender, lambda: NOW, lambda low, _high: low)
         started = time.perf_counter()
         task = asyncio.create_task(loop.run())
@@ -133,18 +135,18 @@ async def delivered(url: str, batch: int) -> float:
         loop.stop()
         await task
         took = time.perf_counter() - started
-        assert (await store.counts())["sink"].sent == EVENTS
+        assert (await store.counts())["sink"].sent == events
         assert not sender.failed
         await sender.close()
         await store.close()
-    return EVENTS / took
+    return events / took
 
 
-async def posted(url: str, batch: int) -> float:
+async def posted(url: str, batch: int, events: int) -> float:
     """Return events a second of bare httpx, posting the same bytes."""
     to = destination(url, batch)
-    rendered = [bytes(each) for number in range(EVENTS) if isinstance(each := render(event(number), to), bytes)]
-    requests = iter([pack(rendered[at : at + batch], to, "id", NOW) for at in range(0, EVENTS, batch)])
+    rendered = [bytes(each) for number in range(events) if isinstance(each := render(event(number), to), bytes)]
+    requests = iter([pack(rendered[at : at + batch], to, "id", NOW) for at in range(0, events, batch)])
     sender = HttpSender(to.concurrency)
 
     async def post() -> None:
@@ -155,41 +157,27 @@ async def posted(url: str, batch: int) -> float:
     await asyncio.gather(*(post() for _ in range(to.concurrency)))
     took = time.perf_counter() - started
     await sender.close()
-    return EVENTS / took
+    return events / took
 
 
-@contextmanager
-def sink() -> Iterator[str]:
-    """Run the bare server on core 0 while the block runs."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.servers", "asgi", str(port), "."])
-    try:
-        for _ in range(500):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def main() -> None:
-    os.sched_setaffinity(0, {1})
-    ways: dict[str, Callable[[str, int], Coroutine[None, None, float]]] = {"bare httpx": posted, "gateway": delivered}
-    print("\n| events a request | bare httpx, events/s | gateway, events/s | of bare |\n|---:|---:|---:|---:|")
-    with sink() as url:
-        for batch in BATCHES:
+def main(asked: Asked) -> list[Table]:
+    """Measure both ways for each size of a batch, in turns."""
+    ways: dict[str, Way] = {"bare httpx": posted, "gateway": delivered}
+    rounds = 1 if asked.scale == "quick" else ROUNDS
+    rows: list[tuple[Cell, ...]] = []
+    with sink() as collector, on_core(MEASURED):
+        for batch, events in BATCHES.items():
+            step(f"{batch} events a request")
+            number = 3 * batch if asked.scale == "quick" else events
             rates: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 for name, way in ways.items():
-                    rates[name].append(uvloop.run(way(url, batch)))
+                    rates[name].append(uvloop.run(way(collector.url, batch, number)))
             bare, ours = (statistics.median(rates[name]) for name in ways)
-            print(f"| {batch} | {bare:,.0f} | {ours:,.0f} | {ours / bare:.2f} |")
+            rows.append((batch, bare, ours, ours / bare))
+    columns = ("events a request", "bare httpx, events/s", "gateway, events/s", "of bare")
+    return [Table("delivery", "Deliveries, by one core", columns, tuple(rows))]
 
 
 if __name__ == "__main__":
-    main()
+    show(main(asked()))

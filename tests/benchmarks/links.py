@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.links [--large]`: what a link costs among ten thousand others, a million, ten million.
+"""`python -m tests.benchmarks links [--large]`: what a link costs among ten thousand others, a million, ten million.
 
 A link here is one subject's, to one visitor and session of one product: a row. The tables are filled past the store, in
 the order in which links come, which is none by key; all that is measured goes through the store. Whatever its size, a
@@ -13,7 +13,6 @@ import asyncio
 import random
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,9 +27,13 @@ from gateway.events import ProductIds, Visitor
 from gateway.links import LINKS_FOR, seal_visitor
 from gateway.sealing import Sealer
 from gateway.store.sqlite import SqliteStore
+from tests.benchmarks.report import Asked, Cell, Scale, Table, asked, show, step
 
-SIZES = (10_000, 1_000_000)
-LARGE = 10_000_000
+SIZES: dict[Scale, tuple[int, ...]] = {
+    "quick": (1_000, 2_000),
+    "default": (10_000, 1_000_000),
+    "large": (10_000, 1_000_000, 10_000_000),
+}
 ROUNDS = 9
 CALLS = 2_000
 KNOWN = 100_000
@@ -45,7 +48,7 @@ VISITOR = Visitor(
 )
 
 
-class Table(Struct):
+class Links(Struct):
     """A store with so many links, some of whose keys are `known`. `size` is that of its file, in bytes."""
 
     links: int
@@ -55,7 +58,7 @@ class Table(Struct):
     took: float
 
 
-def filled(path: Path, links: int) -> Table:
+def filled(path: Path, links: int) -> Links:
     """Make a store with so many links."""
     started = time.perf_counter()
     store = SqliteStore.open(path, SEALER.fingerprint())
@@ -80,15 +83,15 @@ def filled(path: Path, links: int) -> Table:
             )
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return Table(links, store, known, path.stat().st_size, time.perf_counter() - started)
+    return Links(links, store, known, path.stat().st_size, time.perf_counter() - started)
 
 
-Measured = Callable[[Table, random.Random], Awaitable[float]]
+Measured = Callable[[Links, random.Random], Awaitable[float]]
 """Returns microseconds of one call."""
 
 
 def resolving(subjects: int, *, hit: bool) -> Measured:
-    async def measured(table: Table, draw: random.Random) -> float:
+    async def measured(table: Links, draw: random.Random) -> float:
         pick = draw.sample if hit else _unknown
         asked = [pick(table.known, subjects) for _ in range(CALLS)]
         found = 0
@@ -108,7 +111,7 @@ def _unknown(_known: Sequence[bytes], number: int) -> list[bytes]:
 
 
 def linking(together: int) -> Measured:
-    async def measured(table: Table, _draw: random.Random) -> float:
+    async def measured(table: Links, _draw: random.Random) -> float:
         made = [_link() for _ in range(max(LINKS, 2 * together))]
         started = time.perf_counter()
         for at in range(0, len(made), together):
@@ -132,7 +135,7 @@ ROWS: dict[str, Measured] = {
 }
 
 
-async def statements(table: Table, subjects: int) -> int:
+async def statements(table: Links, subjects: int) -> int:
     """Count what a `resolve` asks of SQLite, but for the transaction around it."""
     said: list[str] = []
     table.store._reader.set_trace_callback(said.append)
@@ -141,40 +144,45 @@ async def statements(table: Table, subjects: int) -> int:
     return sum(not text.startswith(("BEGIN", "ROLLBACK")) for text in said)
 
 
-async def measure(sizes: Sequence[int], folder: Path) -> None:
-    tables = [filled(folder / f"{links}.db", links) for links in sizes]
+async def measure(sizes: Sequence[int], rounds: int, folder: Path) -> Table:
+    tables = []
+    for links in sizes:
+        step(f"filling {links:,} links")
+        tables.append(filled(folder / f"{links}.db", links))
     took: dict[tuple[str, int], list[float]] = {(row, table.links): [] for row in ROWS for table in tables}
     draw = random.Random(0)
     for row, measured in ROWS.items():
+        step(row)
         for table in tables:
             await measured(table, draw)  # once unmeasured
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for table in tables:
                 took[row, table.links].append(await measured(table, draw))
-    print("| |" + "".join(f" {each.links:,} links |" for each in tables) + "\n|---|" + "---:|" * len(tables))
+    rows: list[tuple[Cell, ...]] = []
     for row in ROWS:
         fastest = [min(took[row, table.links]) for table in tables]
-        cells = [f" {fastest[0]:,.1f} µs |"]
-        cells += [f" {each:,.1f} µs, {each / fastest[0]:.2f} times |" for each in fastest[1:]]
-        print(f"| {row} |" + "".join(cells))
-    print("| bytes a link on disk |" + "".join(f" {each.size / each.links:,.0f} |" for each in tables))
+        rows.append((f"{row}, µs", *fastest, fastest[-1] / fastest[0]))
+    rows.append(("bytes a link on disk", *(each.size / each.links for each in tables), None))
     counts = ", ".join([f"{number} subjects: {await statements(tables[-1], number)}" for number in (1, 5, 16)])
-    print(f"\nStatements of one `resolve` by its subjects: {counts}.")
-    print(f"The largest table was filled in {tables[-1].took:,.0f} s.")
+    notes = (
+        f"Statements of one `resolve` by its subjects: {counts}.",
+        f"The largest table was filled in {tables[-1].took:,.0f} s.",
+    )
     for table in tables:
         await table.store.close()
+    columns = ("", *(f"{each.links:,} links" for each in tables), "ratio")
+    return Table("links", "What a link costs, by how many there are", columns, tuple(rows), notes)
 
 
-def main(*, large: bool) -> None:
-    print("\n## Links: what one costs, by how many there are\n")
+def main(asked: Asked) -> list[Table]:
+    """Measure all sizes for which the disk has room."""
     with tempfile.TemporaryDirectory() as name:
-        sizes = (*SIZES, LARGE) if large else SIZES
         free = shutil.disk_usage(name).free
-        fits = [links for links in sizes if links * ROOM < free]
-        if len(fits) < len(sizes):
-            print(f"With {free / 1e9:,.0f} GB free on the disk of {name} there is no room for {sizes[-1]:,} links.\n")
-        uvloop.run(measure(fits, Path(name)))
+        fits = [links for links in SIZES[asked.scale] if links * ROOM < free]
+        if len(fits) < len(SIZES[asked.scale]):
+            step(f"{free / 1e9:,.0f} GB free on the disk of {name}: no room for {SIZES[asked.scale][-1]:,} links")
+        return [uvloop.run(measure(fits, 1 if asked.scale == "quick" else ROUNDS, Path(name)))]
 
 
 if __name__ == "__main__":
-    main(large="--large" in sys.argv[1:])
+    show(main(asked()))

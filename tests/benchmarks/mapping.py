@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.mapping`: JSON in, mapped JSON out, next to other ways within a Python process.
+"""`python -m tests.benchmarks mapping`: JSON in, mapped JSON out, next to other ways within a Python process.
 
 Everything is measured in one run on one core, in turns, so that the ratios hold on any machine; each way must give the
 same values as the `jmespath` package before its time counts. The other languages are not the project's dependencies:
@@ -10,13 +10,10 @@ What is not installed is named in the table. (`vector-vrl` has wheels for Python
 
 import importlib
 import json
-import os
-import platform
 import timeit
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,6 +28,8 @@ from gateway.sealing import Sealer
 from gateway.sources import Source, read_verified
 from gateway.translate import translate
 from tests.benchmarks.documents import CEL, JQ, JSONATA, VRL, Case, cases, rules_source, session
+from tests.benchmarks.report import Asked, Cell, Scale, Table, asked, show, step
+from tests.benchmarks.servers import OTHERS, on_core
 
 ROUNDS = 11
 SECONDS = 0.05
@@ -143,12 +142,13 @@ WAYS: tuple[tuple[str, str, Callable[[Case], Call]], ...] = (
 )
 
 
-def measure(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+def measure(runs: Mapping[str, Run], scale: Scale) -> dict[str, list[float]]:
     """Microseconds of each, round by round: all take turns, so that a slow moment hits all alike."""
     timers = {name: timeit.Timer(run) for name, run in runs.items()}
-    counts = {name: max(1, int(SECONDS / min(timer.repeat(3, 1)))) for name, timer in timers.items()}
+    seconds, rounds = (0.0, 1) if scale == "quick" else (SECONDS, ROUNDS)
+    counts = {name: max(1, int(seconds / min(timer.repeat(3, 1)))) for name, timer in timers.items()}
     took: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, timer in timers.items():
             took[name].append(timer.timeit(counts[name]) / counts[name] * 1e6)
     return took
@@ -159,7 +159,9 @@ def times(slow: list[float], fast: list[float]) -> float:
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def documents(case: Case) -> None:
+def documents(case: Case, scale: Scale) -> Table:
+    """Measure each way to map a document."""
+    step(case.title)
     calls: dict[str, Call] = {}
     missing: list[str] = []
     expected = json.loads(with_jmespath(case).run())
@@ -172,19 +174,18 @@ def documents(case: Case) -> None:
         if json.loads(call.run()) != expected:
             raise AssertionError(f"{title} maps the {case.title} to other values: {call.run()!r}")
         calls[f"{title}, {package} {version(package)}" if package else title] = call
-    took = measure({name: call.run for name, call in calls.items()})
+    took = measure({name: call.run for name, call in calls.items()}, scale)
     took = {name: [each / calls[name].number for each in rounds] for name, rounds in took.items()}
     base = next(iter(took.values()))
-    print(f"\n### {case.title}: {len(case.body):,} bytes, {len(case.expressions)} expressions\n")
-    print("| bytes in, bytes out | µs | times as fast |\n|---|---:|---:|")
-    for name, each in took.items():
-        print(f"| {name} | {median(each):,.1f} | {times(base, each):.1f} |")
-    for name in missing:
-        print(f"| {name} | | not installed |")
+    rows: list[tuple[Cell, ...]] = [(name, median(each), times(base, each)) for name, each in took.items()]
+    rows += [(name, None, "not installed") for name in missing]
+    title = f"{case.title}: {len(case.body):,} bytes, {len(case.expressions)} expressions"
+    return Table(f"mapping: {case.title}", title, ("bytes in, bytes out", "µs", "times as fast"), tuple(rows))
 
 
-def rules() -> None:
-    """What rules cost that do not match: nothing, once their type was seen."""
+def rules(scale: Scale) -> Table:
+    """Measure what rules cost that do not match: nothing, once their type was seen."""
+    step(f"one rule of {RULES[-1]:,}")
     body = session()
     key = Sealer(bytes(32)).subject_key
     profiles = [PROFILES["default"]]
@@ -198,10 +199,8 @@ def rules() -> None:
         runs[f"first {number}"] = partial(_find_anew, source, webhook.type)
         runs[f"translate {number}"] = partial(translate, webhook, source, profiles, key)
         runs[f"jmespath {number}"] = partial(_try_each, conditions, webhook.document)
-    took = measure(runs)
-    print("\n### One rule of many matches: µs by the number of rules\n")
-    print("| |" + "".join(f" {number:,} |" for number in RULES) + f" {RULES[-1]:,} to {RULES[0]} |")
-    print("|---|" + "---:|" * (len(RULES) + 1))
+    took = measure(runs, scale)
+    rows: list[tuple[Cell, ...]] = []
     for name, title in (
         ("translate", "`translate`, the whole webhook"),
         ("find", "`rules_for`, of that"),
@@ -209,8 +208,9 @@ def rules() -> None:
         ("jmespath", "for comparison: a JMESPath condition on the type, a rule"),
     ):
         cells = [took[f"{name} {number}"] for number in RULES]
-        row = [*(median(each) for each in cells), times(cells[-1], cells[0])]
-        print(f"| {title} |" + "".join(f" {each:,.2f} |" for each in row))
+        rows.append((title, *(median(each) for each in cells), times(cells[-1], cells[0])))
+    columns = ("", *(f"{number:,}" for number in RULES), "ratio")
+    return Table("rules", "One rule of many matches: µs by the number of rules", columns, tuple(rows))
 
 
 def _find_anew(source: Source, type: str) -> object:
@@ -222,22 +222,11 @@ def _try_each(conditions: list[Any], document: object) -> list[object]:
     return [condition for condition in conditions if condition.search(document)]
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"{processor}, {platform.system()}, {platform.python_implementation()} {platform.python_version()}"
-
-
-def main() -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    print(f"## Mapping, one core of: {machine()}")
-    for case in cases():
-        documents(case)
-    rules()
+def main(asked: Asked) -> list[Table]:
+    """Measure both documents, and one rule of many."""
+    with on_core(OTHERS):
+        return [*(documents(case, asked.scale) for case in cases()), rules(asked.scale)]
 
 
 if __name__ == "__main__":
-    main()
+    show(main(asked()))

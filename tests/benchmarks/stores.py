@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.stores [--large]`: what SQLite and Redis take in and give out, against their own limits.
+"""`python -m tests.benchmarks stores [--large]`: what SQLite and Redis take in and give out, against their own limits.
 
 The measured process runs on core 1, Redis on core 0. The limit of a store is measured in the same run, in turns with
 it, so the ratios hold on any machine. Of the rounds the median counts.
@@ -17,7 +17,6 @@ import selectors
 import socket
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -36,6 +35,8 @@ from gateway.deliveries import Acceptance, Attempt, LinkPart, NewClaim, NewDeliv
 from gateway.store.opening import Store
 from gateway.store.redis import _VERSION, RedisStore, _acceptance
 from gateway.store.sqlite import SqliteStore
+from tests.benchmarks.report import Asked, Cell, Table, asked, show, step
+from tests.benchmarks.servers import on_core
 from tests.stores.servers import Server, free_port
 
 CONCURRENT = 32
@@ -115,17 +116,14 @@ def _measure(results: Any, measured: Measured, *arguments: Any) -> None:
 
 
 @contextmanager
-def redis(*settings: str) -> Iterator[Server]:
-    """Run a server on core 0 while the block runs."""
-    mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {0})
+def redis(*settings: str, core: int = 0) -> Iterator[Server]:
+    """Run a server on a core of its own while the block runs."""
     server = Server(*settings, port=free_port())
     try:
-        server.start()
-        os.sched_setaffinity(0, mine)
+        with on_core(core):
+            server.start()
         yield server
     finally:
-        os.sched_setaffinity(0, mine)
         server.remove()
 
 
@@ -263,50 +261,53 @@ def _call(key: selectors.SelectorKey, packed: Iterable[bytes]) -> None:
     cast("socket.socket", key.fileobj).sendall(b"".join(packed))
 
 
-def accepts() -> None:
-    print(f"\n### Accepts: {CONCURRENT} at once\n")
-    print("| | webhooks/s | of the limit |\n|---|---:|---:|")
+def accepts(number: int, rounds: int) -> Table:
+    """Measure what stores take in, `number` webhooks a round."""
+    rows: list[tuple[Cell, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
-        _print_accepts(_sqlite_accepts(Path(folder)), "the same rows")
+        rows += _of_limit(_sqlite_accepts(Path(folder), number, rounds), "the same rows")
     for fsync in ("always", "everysec"):
         with redis(*APPENDING, fsync) as server:
-            _print_accepts(_redis_accepts(server, fsync), "the bare function")
+            rows += _of_limit(_redis_accepts(server, fsync, number, rounds), "the bare function")
+    return Table("accepts", f"Accepts: {CONCURRENT} at once", ("", "webhooks/s", "of the limit"), tuple(rows))
 
 
-def _sqlite_accepts(folder: Path) -> dict[str, list[float]]:
+def _sqlite_accepts(folder: Path, number: int, rounds: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = defaultdict(list)
-    for number in range(ROUNDS):
-        written, same, one = (str(folder / f"{name}-{number}.db") for name in ("store", "same", "one"))
-        rates["SQLite"].append(rate(1, sqlite_accepts, written, ACCEPTS))
+    for turn in range(rounds):
+        step(f"accepts on SQLite, round {turn + 1} of {rounds}")
+        written, same, one = (str(folder / f"{name}-{turn}.db") for name in ("store", "same", "one"))
+        rates["SQLite"].append(rate(1, sqlite_accepts, written, number))
         rates["SQLite: the same rows, inserted plainly"].append(rate(1, sqlite_same_rows, same, written))
-        size = Path(same).stat().st_size // ACCEPTS
-        rates["SQLite: one row as large as those"].append(rate(1, sqlite_one_row, one, size, ACCEPTS))
+        size = Path(same).stat().st_size // number
+        rates["SQLite: one row as large as those"].append(rate(1, sqlite_one_row, one, size, number))
         for file in folder.iterdir():
             file.unlink()
     return rates
 
 
-def _redis_accepts(server: Server, fsync: str) -> dict[str, list[float]]:
+def _redis_accepts(server: Server, fsync: str, number: int, rounds: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = defaultdict(list)
     title = f"Redis, `appendfsync {fsync}`"
-    for number in range(ROUNDS):
-        prefix = f"r{number}"
-        rates[f"{title}, one gateway"].append(rate(1, redis_accepts, server.url, prefix, ACCEPTS, False))
-        rates[f"{title}, two gateways"].append(rate(2, redis_accepts, server.url, prefix, ACCEPTS // 2, False))
-        bare = [rate(1, redis_calls, server.port, f"{prefix}c{each}", ACCEPTS, each) for each in SPREADS]
+    for turn in range(rounds):
+        step(f"accepts on {title}, round {turn + 1} of {rounds}")
+        prefix = f"r{turn}"
+        rates[f"{title}, one gateway"].append(rate(1, redis_accepts, server.url, prefix, number, False))
+        rates[f"{title}, two gateways"].append(rate(2, redis_accepts, server.url, prefix, number // 2, False))
+        bare = [rate(1, redis_calls, server.port, f"{prefix}c{each}", number, each) for each in SPREADS]
         for each, found in zip(SPREADS, bare, strict=True):
             rates[f"{title}: the bare function, {each} connections"].append(found)
         if fsync == "always":
-            rates[f"{title}, `GATEWAY_WAIT_AOF`"].append(rate(1, redis_accepts, server.url, prefix, ACCEPTS, True))
+            rates[f"{title}, `GATEWAY_WAIT_AOF`"].append(rate(1, redis_accepts, server.url, prefix, number, True))
         with server.client() as client:
             client.flushall()
     return rates
 
 
-def _print_accepts(rates: dict[str, list[float]], limit: str) -> None:
-    most = max(statistics.median(each) for name, each in rates.items() if limit in name)
-    for name, each in rates.items():
-        print(f"| {name} | {statistics.median(each):,.0f} | {statistics.median(each) / most:.2f} |", flush=True)
+def _of_limit(rates: dict[str, list[float]], limit: str) -> list[tuple[Cell, ...]]:
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    most = max(each for name, each in medians.items() if limit in name)
+    return [(name, each, each / most) for name, each in medians.items()]
 
 
 # drain
@@ -348,12 +349,14 @@ async def drained(store: Store, number: int) -> float:
     return number / (time.perf_counter() - started)
 
 
-async def _drains(opened: Callable[[int], Coroutine[Any, Any, Store]], sizes: Sequence[int]) -> list[float]:
+async def _drains(
+    opened: Callable[[int], Coroutine[Any, Any, Store]], sizes: Sequence[int], rounds: int
+) -> list[float]:
     backlogs = [Backlog(number, await opened(number), count()) for number in sizes]
     rates: dict[int, list[float]] = defaultdict(list)
     for each in backlogs:
         await filled(each.store, each.number, _due, each.numbers)
-    for _ in range(DRAINS):
+    for _ in range(rounds):
         for each in backlogs:
             rates[each.number].append(await drained(each.store, DRAINED))
             await filled(each.store, DRAINED, _due, each.numbers)
@@ -363,29 +366,36 @@ async def _drains(opened: Callable[[int], Coroutine[Any, Any, Store]], sizes: Se
     return [statistics.median(rates[number]) for number in sizes]
 
 
-def sqlite_drains(results: Any, folder: str, sizes: Sequence[int]) -> None:
+def sqlite_drains(results: Any, folder: str, sizes: Sequence[int], rounds: int) -> None:
     async def opened(number: int) -> Store:
         return SqliteStore.open(Path(folder) / f"{number}.db", FINGERPRINT)
 
-    results.put(uvloop.run(_drains(opened, sizes)))
+    results.put(uvloop.run(_drains(opened, sizes, rounds)))
 
 
-def redis_drains(results: Any, urls: dict[int, str], sizes: Sequence[int]) -> None:
+def redis_drains(results: Any, urls: dict[int, str], sizes: Sequence[int], rounds: int) -> None:
     async def opened(number: int) -> Store:
         return await RedisStore.open(urls[number], FINGERPRINT, answer_within=30.0)
 
-    results.put(uvloop.run(_drains(opened, sizes)))
+    results.put(uvloop.run(_drains(opened, sizes, rounds)))
 
 
-def drains(*, large: bool) -> None:
-    sizes = (BACKLOGS[0], LARGE) if large else BACKLOGS
-    print(f"\n### Drain: lease and settle {LEASE} at a time, deliveries/s by how many are due\n")
-    print("| |" + "".join(f" {number:,} due |" for number in sizes) + " ratio |\n|---|" + "---:|" * 3)
+def drains(sizes: Sequence[int], rounds: int) -> Table:
+    """Measure lease and settle, `DRAINED` deliveries a round, by how many are due."""
+    rates: dict[str, list[float]] = {}
+    step(f"drain on SQLite, {sizes[-1]:,} due")
     with tempfile.TemporaryDirectory() as folder:
-        _print_drains("SQLite", _apart(sqlite_drains, folder, sizes))
+        rates["SQLite"] = _apart(sqlite_drains, folder, sizes, rounds)
+    step(f"drain on Redis, {sizes[-1]:,} due")
     with redis(*APPENDING, "everysec") as few, redis(*APPENDING, "everysec") as many:
         urls = dict(zip(sizes, (few.url, many.url), strict=True))
-        _print_drains("Redis, `appendfsync everysec`", _apart(redis_drains, urls, sizes))
+        rates["Redis, `appendfsync everysec`"] = _apart(redis_drains, urls, sizes, rounds)
+    return Table(
+        "drains",
+        f"Drain: lease and settle {LEASE} at a time, deliveries/s by how many are due",
+        ("", *(f"{number:,} due" for number in sizes), "ratio"),
+        tuple((title, *each, each[-1] / each[0]) for title, each in rates.items()),
+    )
 
 
 def _apart(function: Callable[..., None], *arguments: Any) -> list[float]:
@@ -403,10 +413,6 @@ def _apart(function: Callable[..., None], *arguments: Any) -> list[float]:
 def _pinned(function: Callable[..., None], *arguments: Any) -> None:
     os.sched_setaffinity(0, {1})
     function(*arguments)
-
-
-def _print_drains(title: str, rates: Sequence[float]) -> None:
-    print(f"| {title} |" + "".join(f" {each:,.0f} |" for each in rates) + f" {rates[-1] / rates[0]:.2f} |", flush=True)
 
 
 # sizes
@@ -462,8 +468,8 @@ async def _sizes(store: Store, size: Size) -> dict[str, float]:
     rows: dict[str, float] = {}
     steps: dict[str, Step] = {"bare": _fill(_bare), "two": _fill(_two), "sent": _send, "links": _link}
     before = size()
-    for name, step in steps.items():
-        await step(store)
+    for name, made in steps.items():
+        await made(store)
         after = size()
         rows[name] = (after - before) / SIZED
         before = after
@@ -523,20 +529,21 @@ async def _sqlite_sizes() -> dict[str, float]:
         return rows
 
 
-def sizes() -> None:
+def sizes() -> Table:
+    """Measure what each thing takes of a store."""
+    step("bytes on Redis and on SQLite")
     of_redis, of_sqlite = uvloop.run(_redis_sizes()), uvloop.run(_sqlite_sizes())
-    print("\n### Bytes\n\n| | Redis, in memory | SQLite, on disk |\n|---|---:|---:|")
-    for name, number in of_redis.items():
-        print(f"| {name} | {number:,.0f} | {of_sqlite[name]:,.0f} |")
+    rows = tuple((name, number, of_sqlite[name]) for name, number in of_redis.items())
+    return Table("bytes", "Bytes", ("", "Redis, in memory", "SQLite, on disk"), rows)
 
 
-def main(*, large: bool) -> None:
-    print("\n## Stores")
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    accepts()
-    drains(large=large)
-    sizes()
+def main(asked: Asked) -> list[Table]:
+    """Measure accepts and drains; and, but for a quick run, bytes."""
+    if asked.scale == "quick":
+        return [accepts(320, 1), drains((1_000, 1_500), 1)]
+    backlogs = (BACKLOGS[0], LARGE) if asked.scale == "large" else BACKLOGS
+    return [accepts(ACCEPTS, ROUNDS), drains(backlogs, DRAINS), sizes()]
 
 
 if __name__ == "__main__":
-    main(large="--large" in sys.argv[1:])
+    show(main(asked()))

@@ -6,6 +6,7 @@ What is random has a seed, so the same disasters come in the same order; when ex
 import asyncio
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -59,7 +60,12 @@ class Replica:
         self._pid = int(self._nursery.stdout.readline())
 
     def kill(self) -> None:
+        """Kill it, and wait until it is gone: who is born before then finds an embedded store still locked."""
+        process = os.pidfd_open(self._pid)
         os.kill(self._pid, signal.SIGKILL)
+        gone, _, _ = select.select([process], [], [], PATIENCE)
+        os.close(process)
+        assert gone, f"process {self._pid} outlives SIGKILL"
 
     def pause(self) -> Callable[[], None]:
         """Stop it where it stands. Returns what lets it go on, and not who is born when it is killed meanwhile."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar import Litestar, Request, Response, post
 
-WITHIN = 20.0
+WITHIN = 30.0
 
 
 class Collector:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -76,16 +77,20 @@ def start(environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "gateway", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/readyz").is_success:
-                return process, url
-        except httpx.TransportError:
-            time.sleep(0.02)
-    raise AssertionError("the gateway did not start")
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, stderr=log)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if httpx.get(f"{url}/readyz").is_success:
+                    return process, url
+            except httpx.TransportError:
+                time.sleep(0.02)
+        process.kill()
+        process.wait()
+        log.seek(0)
+        raise AssertionError(f"the gateway did not start: {log.read().decode()}")
 
 
 async def post_until_dead(url: str, numbers: Iterator[int], accepted: set[str]) -> None:

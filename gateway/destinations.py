@@ -21,6 +21,7 @@ from msgspec import Meta, Raw, Struct, field
 
 from gateway.deliveries import SkipReason, State
 from gateway.documents import (
+    PLACEHOLDER,
     Diagnostic,
     Document,
     MappingErrors,
@@ -433,6 +434,10 @@ def compile_destination(document: Document, version: str, variables: Variables) 
         known = ", ".join(PROFILES)
         diagnostics.append(document.diagnostic(("profile",), f"unknown profile `{spec.profile}`; known are {known}"))
     is_on = all(variables(name) for name in spec.enabled_by)
+    for name, text in spec.secrets.items() if is_on else ():
+        if PLACEHOLDER in substitute(text, variables):
+            message = f"what is set for {text} holds `{PLACEHOLDER}`: put your own in the place of the example"
+            diagnostics.append(document.diagnostic(("secrets", name), message))
     places: list[Place] = [("endpoint",), *(("endpoints", kind) for kind in urls)]
     for where, each in zip(places, [url, *urls.values()], strict=True):
         if is_on and urlsplit(each).scheme not in {"http", "https"}:

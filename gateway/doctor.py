@@ -27,10 +27,9 @@ def _mappings(settings: Settings) -> list[Finding]:
     try:
         mappings = load_mappings(settings.mappings, settings.environment)
     except MappingErrors as errors:
-        first = errors.diagnostics[0]
-        return [
-            Finding("mappings", f"{len(errors.diagnostics)} mistakes; `gateway check` shows them: {first}", well=False)
-        ]
+        first, number = errors.diagnostics[0], len(errors.diagnostics)
+        told = f"{number} mistake{'s' if number > 1 else ''}; `gateway check` shows more of it: {first}"
+        return [Finding("mappings", told, well=False)]
     except SettingsError as error:
         return [Finding("mappings", str(error), well=False)]
     verified = [name for name, source in mappings.sources.items() if source.verification.keys]

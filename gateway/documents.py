@@ -195,6 +195,10 @@ def _number(kind: str, text: str) -> int | float:
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
+PLACEHOLDER = "…"
+"""What examples of settings hold in the place of somebody's own; no secret has it."""
+
+
 def substitute(text: str, variables: Variables) -> str:
     """Replace `${NAME}` and `${NAME:-default}` in a text. A variable that is not set becomes its default, else ``."""
     return _VARIABLE.sub(lambda match: variables(match[1]) or match[2] or "", text)

@@ -74,7 +74,7 @@ class KeptRequest(Struct, frozen=True):
 def kept_request(stored: StoredWebhook, sealer: Sealer) -> KeptRequest:
     """Return a stored webhook's request. Raises `ValueError` when retention has taken it."""
     if stored.sealed is None:
-        raise ValueError(f"webhook {stored.webhook} is past retention: its body is gone")
+        raise ValueError(f"webhook {stored.webhook} has no body any more: retention took it, or somebody was forgotten")
     return msgpack.decode(sealer.open(stored.sealed, b"webhook"), type=KeptRequest)
 
 

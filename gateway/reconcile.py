@@ -86,7 +86,10 @@ class Courtesy:
         clock: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`tell` hears why a request is repeated, and when."""
+        self._tell = tell
         self._clock = clock
         self._sleep = sleep
         self._uniform = uniform
@@ -105,7 +108,9 @@ class Courtesy:
                 tries += 1
                 if tries == TRIES:
                     raise Unreconcilable(f"{error}, {TRIES} times in a row: run it again later") from None
-                await self._sleep((error.pause or backoff(tries, self._uniform)) / 1000)
+                pause = (error.pause or backoff(tries, self._uniform)) / 1000
+                self._tell(f"{error}; again in {pause:.0f} s (try {tries + 1} of {TRIES})")
+                await self._sleep(pause)
 
 
 class Reconciled(Struct):

@@ -303,7 +303,8 @@ def _malformed(header: str) -> SignatureError:
 def _no_secret() -> SignatureError:
     return SignatureError(
         "no_secret",
-        "no secret is configured for this source, so nothing can be trusted: set `secrets` in its `verify:`",
+        "no secret is set for this source, so nothing can be trusted: set what `secrets` in its `verify:` names "
+        "(`gateway check` says which), and restart the gateway",
     )
 
 

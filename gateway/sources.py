@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from gateway.deliveries import Privacy
 from gateway.documents import (
+    PLACEHOLDER,
     Diagnostic,
     Document,
     MappingErrors,
@@ -492,7 +493,11 @@ class _Checker:
 
     def verification(self, spec: VerifySpec, variables: Variables) -> Verification:
         url = substitute(spec.url, variables) if spec.url else spec.url
-        spec = msgspec.structs.replace(spec, secrets=substitute(spec.secrets, variables), url=url)
+        named = spec.secrets
+        spec = msgspec.structs.replace(spec, secrets=substitute(named, variables), url=url)
+        if PLACEHOLDER in spec.secrets:
+            message = f"what is set for {named} holds `{PLACEHOLDER}`: put your own in the place of the example"
+            self.complain(("verify", "secrets"), message)
         try:
             return compile_verification(spec)
         except ValueError as error:

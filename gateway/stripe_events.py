@@ -135,8 +135,9 @@ class StripeEvents:
             ) from None
         except stripe.RateLimitError as error:
             raise TryLater("Stripe asks for fewer requests (429)", self._pause(error)) from None
-        except stripe.APIConnectionError:
-            raise TryLater("Stripe does not answer") from None
+        except stripe.APIConnectionError as error:
+            cause = error.__cause__ or error.__context__ or error
+            raise TryLater(f"Stripe does not answer ({type(cause).__name__})") from None
         except stripe.StripeError as error:
             if error.http_status is not None and error.http_status >= 500:
                 raise TryLater(f"Stripe answers {error.http_status}", self._pause(error)) from None

@@ -366,3 +366,10 @@ def test_a_secret_that_could_be_guessed_is_refused(name: str) -> None:
     assert result.exit_code == 2
     assert f"{name}: shorter than 32 characters" in result.stderr
     assert "swordfish" not in result.output
+
+
+@pytest.mark.parametrize("setting", ["STRIPE_WEBHOOK_SECRET", "DATALYR_API_KEY"])
+def test_an_example_in_the_place_of_a_secret_is_refused(setting: str) -> None:
+    result = gateway("check", **{setting: "dk_…"})
+    assert result.exit_code == 1
+    assert f"what is set for ${{{setting}}} holds `…`" in result.stderr

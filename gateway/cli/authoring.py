@@ -61,10 +61,11 @@ def check(path: Path | None, form: str, setup: str | None, url: str) -> None:
 
 
 def _tell_state(mappings: Any, environment: Any) -> None:
+    width = max(map(len, (*mappings.sources, *mappings.destinations, *mappings.off)))
     for source in mappings.sources.values():
-        names = ", ".join(re.findall(r"\$\{(\w+)", source.spec.verify.secrets)) or "`verify.secrets`"
+        names = ", ".join(_names(source.spec.verify.secrets)) or "`verify.secrets`"
         state = "ready" if source.verification.keys else f"off, every webhook gets 401: set {names}"
-        click.echo(f"source       {source.name:<12} {len(source.rules):>3} rules  {source.version}  {state}")
+        click.echo(f"source       {source.name:<{width}} {len(source.rules):>3} rules  {source.version}  {state}")
         if source.verification.keys:
             for type, why in source.spec.setup.required.items():
                 click.echo(f"             must send {type}: {why}")
@@ -72,7 +73,12 @@ def _tell_state(mappings: Any, environment: Any) -> None:
     for destination in (*mappings.destinations.values(), *mappings.off.values()):
         missing = [name for name in destination.enabled_by if not environment(name)]
         state = f"off: set {', '.join(missing)}" if missing else "on"
-        click.echo(f"destination  {destination.name:<12}            {destination.version}  {state}")
+        click.echo(f"destination  {destination.name:<{width}}            {destination.version}  {state}")
+
+
+def _names(text: str) -> list[str]:
+    """Return the settings that a text of a mapping names."""
+    return re.findall(r"\$\{(\w+)", text)
 
 
 @click.command()
@@ -223,7 +229,7 @@ def explain_command(what: str, file: str | None, header: tuple[str, ...], path: 
 def _tell_deliveries(deliveries: Any) -> None:
     click.echo("what became of it, as stored")
     for each in deliveries:
-        tries = f", {len(each.attempts)} tries" if each.attempts else ""
+        tries = f", {len(each.attempts)} {'try' if len(each.attempts) == 1 else 'tries'}" if each.attempts else ""
         click.echo(f"  {each.destination}: {each.state.name.lower()}{f': {each.reason}' if each.reason else ''}{tries}")
     if not deliveries:
         click.echo("  no delivery: no rule made an event, or no destination was on (then `gateway replay` it)")
@@ -362,7 +368,8 @@ def send(source: str, file: str | None, url: str, secret: str | None, header: tu
     try:
         signature = sign(verification, body, time.time(), f"msg_{time.time_ns()}")
     except SignatureError:
-        fail(f"error: no secret to sign with: give --secret, or set what `verify.secrets` of {source} names", 2)
+        names = ", ".join(_names(mappings.sources[source].spec.verify.secrets))
+        fail(f"error: no secret to sign with: give --secret, or set {names or f'`verify.secrets` of {source}'}", 2)
     known = sample_headers(settings.mappings, source, Path(file).name, body, time.time())
     headers = known | signature | headers_of(header)
     try:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -223,7 +224,7 @@ def reconcile_stripe(since: str, dry_run: bool, undelivered: bool, account: str 
     base = _base(settings, "STRIPE_API_BASE")
 
     def provider() -> StripeEvents:
-        courtesy = Courtesy(PER_SECOND, now_ms)
+        courtesy = Courtesy(PER_SECOND, now_ms, tell=partial(click.echo, err=True))
         return StripeEvents(key, courtesy, now_ms, account=account, undelivered=undelivered, base=base)
 
     _reconcile(settings, provider, since, dry_run=dry_run)
@@ -250,7 +251,9 @@ def reconcile_shopify(since: str, dry_run: bool) -> None:
     base = _base(settings, "SHOPIFY_API_BASE")
     _reconcile(
         settings,
-        lambda: ShopifyOrders(shop, token, Courtesy(PER_SECOND, now_ms), now_ms, base=base),
+        lambda: ShopifyOrders(
+            shop, token, Courtesy(PER_SECOND, now_ms, tell=partial(click.echo, err=True)), now_ms, base=base
+        ),
         since,
         dry_run=dry_run,
     )

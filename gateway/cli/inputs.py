@@ -95,7 +95,8 @@ def body_of(source: str, file: str, folder: Path | None = None) -> tuple[bytes, 
     body = Path(file).read_bytes() if Path(file).is_file() else sample(folder, source, file)
     if body is None:
         names = ", ".join(samples(folder, source)[:6])
-        fail(f"error: {file} is neither a file nor a sample of {source}; samples are: {names} …", 2)
+        all_of_them = f"`gateway send {source}` lists all"
+        fail(f"error: {file} is neither a file nor a sample of {source}; samples are: {names} … ({all_of_them})", 2)
     return body, checked(sample_headers, folder, source, Path(file).name, body, time.time())
 
 

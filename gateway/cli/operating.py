@@ -219,6 +219,9 @@ def dead_list(as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
+    if not found.groups:
+        click.echo("nothing is dead")
+        return
     rows = [(each.destination, each.reason, str(each.number), str(each.newest)) for each in found.groups]
     print_table(("destination", "reason", "deliveries", "newest webhook"), rows)
 

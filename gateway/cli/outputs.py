@@ -34,15 +34,24 @@ def indented(text: str, indent: str) -> str:
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows under the names of their columns."""
+    """Print rows under the names of their columns; for a pipe one a line, with tabs between."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns)
+    if not sys.stdout.isatty():
+        for line in (columns, *rows):
+            click.echo("\t".join(_on_one_line(each) for each in line))
+        return
+    # What does not fit is folded, not cut: an id is there to be copied.
+    table = Table(*(Column(each, overflow="fold") for each in columns))
     for row in rows:
         table.add_row(*map(Text, row))  # texts, as a payload may hold what looks like markup
     Console(highlight=False).print(table)
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 @contextmanager

@@ -233,13 +233,13 @@ class RedisStore:
         """
         _linked(acceptance.learned)
         if webhook % MAX_PARTITIONS >= len(self._tags):
-            raise ValueError(f"webhook {webhook} is past retention: its body is gone")
+            raise ValueError(f"webhook {webhook} has no body any more: retention took it, or somebody was forgotten")
         answer = await self._calls.ask(
             "replay", self._tag(webhook), webhook, now, *_acceptance(acceptance), durable=True
         )
         number, _, waits, first, due = answer.value
         if not number:
-            raise ValueError(f"webhook {webhook} is past retention: its body is gone")
+            raise ValueError(f"webhook {webhook} has no body any more: retention took it, or somebody was forgotten")
         released = await self._follow_up(acceptance, number, first if waits else None, now)
         return Receipt(number, duplicate=False, due=_names(due) | released)
 

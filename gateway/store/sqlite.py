@@ -926,7 +926,7 @@ def _supersede(connection: sqlite3.Connection, claim: _Claim) -> None:
 def _replay(connection: sqlite3.Connection, webhook: int, new: Acceptance, now: int) -> Receipt:
     """Store the new events, and let each new delivery take the place of one that did not get through."""
     if connection.execute("SELECT 1 FROM webhook WHERE webhook = ? AND sealed NOT NULL", (webhook,)).fetchone() is None:
-        raise ValueError(f"webhook {webhook} is past retention: its body is gone")
+        raise ValueError(f"webhook {webhook} has no body any more: retention took it, or somebody was forgotten")
     existing = connection.execute(
         "SELECT e.id, d.destination, d.number, d.state FROM delivery d "
         "JOIN event e ON e.webhook = d.webhook AND e.number = d.event WHERE d.webhook = ?",

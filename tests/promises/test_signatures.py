@@ -229,7 +229,8 @@ def test_refusals_say_what_is_wrong_and_what_to_do() -> None:
         return str(refused.value)
 
     assert message(compile_verification(VerifySpec(scheme="stripe")), headers, BODY, NOW) == (
-        "no secret is configured for this source, so nothing can be trusted: set `secrets` in its `verify:`"
+        "no secret is set for this source, so nothing can be trusted: set what `secrets` in its `verify:` names "
+        "(`gateway check` says which), and restart the gateway"
     )
     assert message(verification, {}, BODY, NOW) == (
         "the request has no `stripe-signature` header: check that the sender signs its webhooks, and that no proxy "

@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from litestar import Litestar
 
 from gateway.app import create_app
 from gateway.mappings import bundled
@@ -82,9 +83,18 @@ def test_an_edit_takes_the_old_mappings_place_and_a_broken_one_does_not(edited: 
     assert edited.served.rows("SELECT mapping FROM webhook") == [(versions[0],), (versions[0],), (versions[1],)]
 
 
+def all_read(app: Litestar) -> None:
+    """Wait until a gateway that has just started has read what is not set up as well."""
+    deadline = time.monotonic() + WITHIN
+    while not app.state.mappings.all_read.is_set():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_without_watching_an_edit_waits_until_it_is_asked_for(edited: Edited, collector: Collector) -> None:
     app = create_app(load_settings(edited.served.environment), edited.served.now)
     with running(app) as edited.served.url:
+        all_read(app)
         edited.edit(RENAMED)
         assert edited.emitted(collector) == "refund"
         app.state.mappings.ask()
@@ -152,6 +162,7 @@ def test_a_secret_that_cannot_be_read_ends_no_reload(edited: Edited, collector: 
 def test_a_folder_without_sources_is_refused(edited: Edited, collector: Collector) -> None:
     app = create_app(load_settings(edited.served.environment), edited.served.now)
     with running(app) as edited.served.url:
+        all_read(app)
         for file in edited.file.parent.iterdir():
             file.unlink()
         app.state.mappings.ask()

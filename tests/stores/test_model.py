@@ -176,7 +176,7 @@ class StoreAndModel(RuleBasedStateMachine):
         number, known = self._one(pick)
         new = known if made is None else self._webhook(known.id, made, [], [], who)
         if self.model.webhooks[number].erased:
-            with pytest.raises(ValueError, match="past retention"):
+            with pytest.raises(ValueError, match="has no body any more"):
                 self.run(self.store.replay(number, new, self.now))
         else:
             receipt = self.run(self.store.replay(number, new, self.now))

@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.deliveries import (
-    Acceptance,
-    LinkPart,
-    Receipt,
-)
+from gateway.deliveries import Acceptance, LinkPart, Receipt
 from gateway.store.opening import Store
 
 
@@ -18,8 +14,8 @@ class Rehearsal:
         self.accepted: Acceptance | None = None
 
     async def accept(self, acceptance: Acceptance) -> Receipt:
-        """Refuse: a rehearsal takes nothing in."""
-        raise NotImplementedError
+        """Refuse: only what is stored is rehearsed, and that is replayed. Raises `RuntimeError`."""
+        raise RuntimeError(f"a rehearsal takes nothing in, and was given a webhook of {acceptance.source}")
 
     async def replay(self, webhook: int, acceptance: Acceptance, now: int) -> Receipt:  # noqa: ARG002
         """Keep what would be stored."""
